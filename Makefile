@@ -1,0 +1,45 @@
+# `make report` and `make test` set everything up first; set-up does nothing where it is up to date.
+
+# The first Python that is new enough; it is run, because a pyenv shim may have no Python behind it.
+# Where none is, bootstrap.py says so under the old one.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11, 0, "final"))' 2>/dev/null && exec echo $$python; \
+	done; echo python3)
+UV ?= uv
+
+.PHONY: help report test lab setup deps reference lock clean
+
+help:    ## Show this list
+	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
+
+report: setup  ## Measure on this machine (again only what is not measured yet) and write the report
+	.venv/bin/rseqlab run --profile quick --resume
+	.venv/bin/rseqlab report
+
+test: setup    ## Run the tests
+	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+lab: setup     ## Open the notebooks in JupyterLab
+	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+
+setup:   ## Set up .venv and compile the extensions, as far as that is not done
+	@command -v $(PYTHON) >/dev/null || { echo "No python3 was found; Python 3.11 or newer is needed." >&2; exit 1; }
+	@$(PYTHON) tools/bootstrap.py
+
+deps:    ## Install the optional system packages (second compiler, aarch64 tools, browser, fonts)
+	@$(PYTHON) tools/bootstrap.py --deps
+
+reference: setup ## Measure this machine for data/reference (full profile, some minutes; leave it alone)
+	@test -n "$(NAME)" || { echo "Say which: make reference NAME=<arch>-<cpu>-<kernel>" >&2; exit 2; }
+	.venv/bin/rseqlab run --profile full --out data/reference/$(NAME)
+	.venv/bin/python -m rseqlab.study.figures data/reference/headline.svg
+
+# --no-config and no index in the output: the lock must hold everywhere.
+lock:    ## Renew requirements.lock from pyproject.toml (needs uv)
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-config --custom-compile-command "make lock" \
+		--quiet --output-file requirements.lock
+
+clean:   ## Remove .venv, build, report and caches; never runs/, which holds what was measured
+	rm -rf .venv build report *.egg-info .pytest_cache .ruff_cache rseqlab/native/*.so
+	find rseqlab tests tools notebooks -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
