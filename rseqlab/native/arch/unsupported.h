@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Every other architecture: the same names with nothing behind them, so that the package builds and
+ * imports, and each function can say that it is unsupported. The tests compile and call this path.
+ */
+#ifndef RSEQLAB_H
+# error "include rseqlab.h"
+#endif
+
+#define RL_ARCH "unsupported"
+#define RL_SUPPORTED 0
+#define RL_SIGNATURE 0
+
+static inline void *rl_thread_pointer(void)
+{
+	return NULL;
+}
+
+#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_CLOBBERS		"memory"
+#define RL_CLOBBERS_COPY	RL_CLOBBERS
+#define RL_ASM_BEGIN		""
+#define RL_ASM_COMPARE_INDEX	""
+#define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	""
+#define RL_ASM_LOAD(v)		""
+#define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	""
+#define RL_ASM_STORE_SCRATCH(v)	""
+#define RL_ASM_MOVE_SCRATCH_BY(offset)	""
+#define RL_ASM_FOLLOW_SCRATCH	""
+#define RL_ASM_ADD_TO_SCRATCH(count)	""
+#define RL_ASM_STORE(v, value)	""
+#define RL_ASM_STORE_RELEASE(v, value)	""
+#define RL_ASM_ADD(v, count)	""
+#define RL_ASM_COPY(to, from, length)	""
+#define RL_ASM_INJECT_AT(site)	""
+#define RL_ASM_ABORT(label)	""
+#define RL_FENCE()		__asm__ volatile("" ::: "memory")
+
+static inline uintptr_t rl_zero_after(uintptr_t value)
+{
+	(void)value;
+	return 0;
+}
+
+static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
+{
+	(void)offset_bytes;
+	return 0;
+}
+
+#define RL_LOAD_TLS_OFFSET(symbol) ((ptrdiff_t)0)
+#define RL_LOAD_EXPORTED(symbol) ((ptrdiff_t)0)

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+/* x86_64: assembly fragments of a critical section. Included by rseqlab.h only. */
+#ifndef RSEQLAB_H
+# error "include rseqlab.h"
+#endif
+
+#define RL_ARCH "x86_64"
+#define RL_SUPPORTED 1
+
+/* The four bytes before an abort handler. They follow 0f b9 3d, which decodes as `ud1 <sig>(%rip),%edi`. */
+#define RL_SIGNATURE 0x53053053
+
+static inline void *rl_thread_pointer(void)
+{
+	void *tp;
+
+	__asm__("movq %%fs:0, %0" : "=r"(tp));
+	return tp;
+}
+
+/*
+ * The fragments of a section. [area] and [field] are offsets, used in the %fs segment; pointers and
+ * values are operands in registers, named by the strings that a fragment takes. rax and rbx are scratch.
+ */
+#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_CLOBBERS		"memory", "cc", "rax", "rbx"
+#define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi"
+
+/* Tell the kernel which section runs, then start it. */
+#define RL_ASM_BEGIN			\
+	"leaq 3b(%%rip), %%rax\n\t"	\
+	"movq %%rax, %%fs:8(%[area])\n"	\
+	"1:\n\t"
+
+/* Abort unless the area's field [field] still holds [index]. */
+#define RL_ASM_COMPARE_INDEX			\
+	"cmpl %[index], %%fs:(%[field])\n\t"	\
+	"jnz 4f\n\t"
+
+/* Leave to `label` if *v is not, or is, the value. */
+#define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
+	"cmpq %[" value "], (%[" v "])\n\t"		\
+	"jnz %l[" label "]\n\t"
+
+/* scratch = *v */
+#define RL_ASM_LOAD(v)			"movq (%[" v "]), %%rbx\n\t"
+#define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
+	"cmpq %[" value "], %%rbx\n\t"			\
+	"je %l[" label "]\n\t"
+/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
+#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, (%[" v "])\n\t"
+#define RL_ASM_MOVE_SCRATCH_BY(offset)	"addq %[" offset "], %%rbx\n\t"
+#define RL_ASM_FOLLOW_SCRATCH		"movq (%%rbx), %%rbx\n\t"
+#define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%rbx)\n\t"
+
+#define RL_ASM_STORE(v, value)		"movq %[" value "], (%[" v "])\n\t"
+#define RL_ASM_STORE_RELEASE(v, value)	RL_ASM_STORE(v, value)	/* x86 stores are not reordered */
+#define RL_ASM_ADD(v, count)		"addq %[" count "], (%[" v "])\n\t"
+
+/* Copies bytes; an interrupted `rep movsb` resumes or, here, starts over with the section. */
+#define RL_ASM_COPY(to, from, length)		\
+	"movq %[" to "], %%rdi\n\t"		\
+	"movq %[" from "], %%rsi\n\t"		\
+	"movq %[" length "], %%rcx\n\t"		\
+	"rep movsb\n\t"
+
+/*
+ * Attack builds only: at a numbered point of the section, spin rl_inject[site].loops times, then trap
+ * if .trap is set (the kernel aborts the section and runs the handler of SIGTRAP).
+ */
+#define RL_ASM_INJECT_AT(site)					\
+	"leaq rl_inject(%%rip), %%rax\n\t"			\
+	"movl 8*" #site "(%%rax), %%ebx\n\t"			\
+	"testl %%ebx, %%ebx\n\t"				\
+	"jz 6f\n"						\
+	"5:\n\t"						\
+	"decl %%ebx\n\t"					\
+	"jnz 5b\n"						\
+	"6:\n\t"						\
+	"cmpl $0, 8*" #site "+4(%%rax)\n\t"			\
+	"jz 7f\n\t"						\
+	"int3\n"						\
+	"7:\n\t"
+
+#define RL_ASM_ABORT(label)				\
+	".pushsection __rseq_failure, \"ax\"\n\t"	\
+	".byte 0x0f, 0xb9, 0x3d\n\t"			\
+	".long 0x53053053\n"				\
+	"4:\n\t"					\
+	"jmp %l[" label "]\n\t"				\
+	".popsection\n\t"
+
+/* No later instruction starts before earlier ones are done. */
+#define RL_FENCE() __asm__ volatile("lfence" ::: "memory")
+
+/* Zero, but the CPU must wait for `value` to know (an `and` is no zeroing idiom). */
+static inline uintptr_t rl_zero_after(uintptr_t value)
+{
+	__asm__ volatile("andq $0, %0" : "+r"(value) : : "cc");
+	return value;
+}
+
+static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
+{
+	uint32_t value;
+
+	__asm__ volatile("movl %%fs:4(%1), %0" : "=r"(value) : "r"(offset_bytes));
+	return value;
+}
+
+/* The offset of an initial-exec TLS symbol, loaded from the GOT as in any shared library. */
+#define RL_LOAD_TLS_OFFSET(symbol)						\
+	({ ptrdiff_t offset_;							\
+	   __asm__ volatile("movq " #symbol "@gottpoff(%%rip), %0" : "=r"(offset_));	\
+	   offset_; })
+
+/* The value of an exported variable of another library, through the GOT as in any shared library. */
+#define RL_LOAD_EXPORTED(symbol)						\
+	({ ptrdiff_t value_;							\
+	   __asm__ volatile("movq " #symbol "@GOTPCREL(%%rip), %0\n\t"		\
+			    "movq (%0), %0" : "=r"(value_));			\
+	   value_; })

@@ -1,0 +1,38 @@
+"""Build-time only: the cffi extensions, as setup.py hands them to setuptools.
+
+Two extensions, because a loader may refuse the initial-exec TLS of the second (see own_tls.h).
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+COMPILE_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+
+CORE_SOURCES = ("rseq.c", "cpu_id.c", "counter.c")
+OWN_TLS_SOURCES = ("own_tls.c",)
+
+
+def _extension(name, header, cdef, sources):
+    ffi = FFI()
+    ffi.cdef((HERE / cdef).read_text())
+    ffi.set_source(
+        f"rseqlab.native.{name}",
+        f'#include "{header}"\n',
+        sources=[str((HERE / source).relative_to(ROOT)) for source in sources],
+        include_dirs=[str(HERE.relative_to(ROOT))],
+        extra_compile_args=COMPILE_FLAGS,
+        libraries=["dl", "pthread"],
+        depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.rglob("*.h"))],
+    )
+    return ffi.distutils_extension(tmpdir="build/cffi", verbose=False)
+
+
+def extensions():
+    """The Extension objects; the current directory must be the repository's root."""
+    return [
+        _extension("_core", "rseqlab.h", "core.cdef.h", CORE_SOURCES),
+        _extension("_own_tls", "own_tls.h", "own_tls.cdef.h", OWN_TLS_SOURCES),
+    ]

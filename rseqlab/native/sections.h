@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Critical sections, written once from the fragments of the architecture. What each does is said in
+ * pseudo-code in rseqlab.h.
+ *
+ * Local labels: 1 start, 2 after the commit, 3 descriptor, 4 abort handler; fragments use 5 to 9. The
+ * descriptor layout and the two section names are those that debuggers and checkpoint tools look for.
+ */
+#ifndef RSEQLAB_SECTIONS_H
+#define RSEQLAB_SECTIONS_H
+
+#include "rseqlab.h"
+
+#if RL_SUPPORTED
+# define RL_ASM_DESCRIPTOR					\
+	".pushsection __rseq_cs, \"aw\"\n\t"			\
+	".balign 32\n"						\
+	"3:\n\t"						\
+	".long 0, 0\n\t"		/* version, flags */	\
+	".quad 1f, (2f - 1f), 4f\n\t"	/* start, length, abort */	\
+	".popsection\n\t"					\
+	".pushsection __rseq_cs_ptr_array, \"aw\"\n\t"		\
+	".quad 3b\n\t"						\
+	".popsection\n\t"
+# define RL_ASM_END "2:\n\t"
+#else
+# define RL_ASM_DESCRIPTOR ""
+# define RL_ASM_END ""
+#endif
+
+/* Numbered points inside a section at which an attack may strike; nothing in any other build. */
+#ifdef RSEQLAB_ATTACK
+# define RL_INJECT(site) RL_ASM_INJECT_AT(site)
+#else
+# define RL_INJECT(site) ""
+#endif
+
+/*
+ * Mutants: sections with one thing wrong, which an attack must find out. They exist to show that the
+ * attack tests bite.
+ */
+#if defined(RSEQLAB_MUTANT_NO_COMPARE)
+# define RL_SECTION_BEGIN	RL_ASM_DESCRIPTOR RL_ASM_BEGIN
+# define RL_SECTION_END		RL_ASM_END
+#elif defined(RSEQLAB_MUTANT_NO_DESCRIPTOR)
+# define RL_SECTION_BEGIN	RL_ASM_DESCRIPTOR "1:\n\t" RL_ASM_COMPARE_INDEX
+# define RL_SECTION_END		RL_ASM_END
+#elif defined(RSEQLAB_MUTANT_COMMIT_OUTSIDE)
+# define RL_SECTION_BEGIN	RL_ASM_DESCRIPTOR RL_ASM_BEGIN RL_ASM_COMPARE_INDEX RL_ASM_END
+# define RL_SECTION_END		""
+#else
+# define RL_SECTION_BEGIN	RL_ASM_DESCRIPTOR RL_ASM_BEGIN RL_ASM_COMPARE_INDEX
+# define RL_SECTION_END		RL_ASM_END
+#endif
+
+/* The layout that the kernel reads through rseq_cs, as a C type for whoever inspects one. */
+struct rl_descriptor {
+	uint32_t version;
+	uint32_t flags;
+	uint64_t start_ip;
+	uint64_t post_commit_offset_bytes;
+	uint64_t abort_ip;
+};
+_Static_assert(sizeof(struct rl_descriptor) == 32, "ABI");
+_Static_assert(offsetof(struct rl_descriptor, start_ip) == 8, "ABI");
+_Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
+
+#define RL_SECTION static inline __attribute__((always_inline)) enum rl_result
+
+/* What every section is given: where to announce itself, and the index that must still hold. */
+#define RL_GUARD(at)							\
+	[area] "r"(RL_AREA((at).offset_bytes)),				\
+	[field] "r"(RL_AREA((at).offset_bytes + (ptrdiff_t)(at).by)),	\
+	[index] "r"((at).index)
+
+RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_ADD("v", "count")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		: /* asm goto has no outputs */
+		: RL_GUARD(at), [v] "r"(v), [count] "r"(count)
+		: RL_CLOBBERS
+		: aborted);
+	return RL_COMMITTED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intptr_t value)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
+		RL_INJECT(2)
+		RL_ASM_STORE("v", "value")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [value] "r"(value)
+		: RL_CLOBBERS
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expect_not, ptrdiff_t next_bytes,
+				    intptr_t *load)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD("v")
+		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
+		RL_ASM_STORE_SCRATCH("load")
+		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
+		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_STORE_SCRATCH("v")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [expect_not] "r"(expect_not), [next_bytes] "r"(next_bytes), [load] "r"(load)
+		: RL_CLOBBERS
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_bytes, intptr_t count)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD("v")
+		RL_ASM_MOVE_SCRATCH_BY("offset_bytes")
+		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_ADD_TO_SCRATCH("count")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [offset_bytes] "r"(offset_bytes), [count] "r"(count)
+		: RL_CLOBBERS
+		: aborted);
+	return RL_COMMITTED;
+aborted:
+	return RL_ABORTED;
+}
+
+/* Two orders of the last store, stamped out: relaxed, and release for readers on other CPUs. */
+#define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST)						\
+RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intptr_t expect,	\
+					      intptr_t *v2, intptr_t value2, intptr_t value)	\
+{												\
+	if (!RL_SUPPORTED)									\
+		return RL_UNSUPPORTED;								\
+	__asm__ goto(										\
+		RL_SECTION_BEGIN								\
+		RL_INJECT(1)									\
+		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
+		RL_INJECT(2)									\
+		RL_ASM_STORE("v2", "value2")							\
+		RL_INJECT(3)									\
+		STORE_LAST("v", "value")							\
+		RL_SECTION_END									\
+		RL_ASM_ABORT("aborted")								\
+		:										\
+		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2),			\
+		  [value2] "r"(value2), [value] "r"(value)					\
+		: RL_CLOBBERS									\
+		: aborted, differs);								\
+	return RL_COMMITTED;									\
+differs:											\
+	return RL_COMPARE_FAILED;								\
+aborted:											\
+	return RL_ABORTED;									\
+}												\
+												\
+RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intptr_t expect,	\
+					      void *to, const void *from, size_t length_bytes,	\
+					      intptr_t value)					\
+{												\
+	if (!RL_SUPPORTED)									\
+		return RL_UNSUPPORTED;								\
+	__asm__ goto(										\
+		RL_SECTION_BEGIN								\
+		RL_INJECT(1)									\
+		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
+		RL_INJECT(2)									\
+		RL_ASM_COPY("to", "from", "length_bytes")					\
+		RL_INJECT(3)									\
+		STORE_LAST("v", "value")							\
+		RL_SECTION_END									\
+		RL_ASM_ABORT("aborted")								\
+		:										\
+		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [to] "r"(to), [from] "r"(from),	\
+		  [length_bytes] "r"(length_bytes), [value] "r"(value)				\
+		: RL_CLOBBERS_COPY								\
+		: aborted, differs);								\
+	return RL_COMMITTED;									\
+differs:											\
+	return RL_COMPARE_FAILED;								\
+aborted:											\
+	return RL_ABORTED;									\
+}
+
+RL_DEFINE_STORING_SECTIONS(, RL_ASM_STORE)
+RL_DEFINE_STORING_SECTIONS(_release, RL_ASM_STORE_RELEASE)
+
+RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intptr_t *v2,
+				   intptr_t expect2, intptr_t value)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
+		RL_INJECT(2)
+		RL_ASM_LEAVE_UNLESS_EQUAL("v2", "expect2", "differs")
+		RL_INJECT(3)
+		RL_ASM_STORE("v", "value")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2), [expect2] "r"(expect2),
+		  [value] "r"(value)
+		: RL_CLOBBERS
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
+#endif
