@@ -1,0 +1,1 @@
+"""How anything is run: declared, in a child, timed, judged, recorded."""

@@ -1,0 +1,108 @@
+"""What an experiment is: one question, its parts (child processes), its columns.
+
+A module in rseqlab/experiments that defines ``EXPERIMENT`` is found by itself. Its ``measure`` is a
+generator that runs in a child process and yields one dict per row.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from rseqlab import host, native
+from rseqlab.lab import probe
+
+PROFILES = ("quick", "full")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of an experiment's table. ``kind`` is int, float or text; a null is an empty cell.
+
+    Numbers below ``minimum`` are no measurements and are refused.
+    """
+
+    name: str
+    kind: str
+    about: str
+    nullable: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: float = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One child process: its id within the experiment, environment, arguments and expected rows."""
+
+    id: str
+    rows: int
+    timeout_s: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    skip: str | None = None
+    """Why this part cannot be measured here; it is recorded, not run."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``measure`` is given in the child: its arguments, and the keys that are measured already."""
+
+    arguments: Mapping[str, object]
+    done: frozenset[tuple]
+
+    def pending(self, *key: object) -> bool:
+        """Whether the row with this key is still to be measured (a resumed run has some already)."""
+        return tuple(str(part) for part in key) not in self.done
+
+
+@dataclass(frozen=True)
+class Need:
+    """Something an experiment cannot do without. ``missing`` says why it is not there, or None."""
+
+    name: str
+    missing: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A question and how it is answered. ``key`` names the columns that tell one row of a part from another."""
+
+    name: str
+    question: str
+    serves: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    needs: tuple[Need, ...]
+    seconds: Mapping[str, float]
+    plan: Callable[[str], list[Part]]
+    measure: Callable[[Task], Iterator[dict]]
+
+    @property
+    def module(self) -> str:
+        """Where the child finds ``measure``."""
+        return self.measure.__module__
+
+    def all_columns(self) -> tuple[Column, ...]:
+        """The table's columns: the part's id, then the experiment's own."""
+        return (Column("part", "text", "which child process measured this row"), *self.columns)
+
+    def unmet(self) -> list[str]:
+        """Why it cannot run here, each reason once; empty where it can."""
+        return list(dict.fromkeys(reason for need in self.needs if (reason := need.missing())))
+
+
+def measure_part(request: Mapping) -> Iterator[dict]:
+    """Runs in the child: one part of the experiment in ``request["module"]``."""
+    experiment = importlib.import_module(request["module"]).EXPERIMENT
+    return experiment.measure(Task(request["arguments"], frozenset(map(tuple, request["done"]))))
+
+
+def _not_linux() -> str | None:
+    facts, _ = host.facts()
+    return (
+        None if facts["platform"] == "linux" else f"rseq is a Linux system call; this is {facts['platform']}"
+    )
+
+
+LINUX = Need("Linux", _not_linux)
+NATIVE = Need("the compiled layer", native.unavailable)
+REGISTRATION = Need("rseq registration", probe.kernel_refusal)

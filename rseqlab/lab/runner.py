@@ -1,0 +1,345 @@
+"""Runs experiments into a bundle: one child per part, every row kept as it comes, resumable."""
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import rseqlab
+from rseqlab import host
+from rseqlab.lab import bundle, probe
+from rseqlab.lab.bundle import BundleError, Writer
+from rseqlab.lab.child import Child, Outcome
+from rseqlab.lab.experiment import Experiment, Part, measure_part
+
+Progress = Callable[[str, int, int], None]
+"""Called with the experiment's name, its rows so far and its expected rows."""
+
+PACKAGE = Path(rseqlab.__file__).resolve().parent
+RSEQ_FACTS = ("owner", "rule", "libc_size", "registered_size", "live_bytes")
+UNFINISHED = "not finished; rseqlab run --resume goes on"
+
+
+def project_root() -> Path:
+    """The checkout that this package runs from, or the current folder where it is installed elsewhere."""
+    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+
+
+def runs_folder() -> Path:
+    """Where local runs lie: $RSEQLAB_RUNS, or ``runs`` in the checkout."""
+    return Path(os.environ.get("RSEQLAB_RUNS") or project_root() / "runs")
+
+
+MEASURING_CODE = (
+    "abi.py",
+    "host.py",
+    "rseq.py",
+    "lab/child.py",
+    "lab/experiment.py",
+    "lab/probe.py",
+    "lab/timing.py",
+)
+
+
+def code_digest(experiment: Experiment) -> str:
+    """Names the code that makes an experiment's rows. Where it changed, rows made before are stale."""
+    files = [Path(sys.modules[experiment.module].__file__), *(PACKAGE / name for name in MEASURING_CODE)]
+    native = (PACKAGE / "native").rglob("*")
+    files += sorted(path for path in native if path.suffix in (".c", ".h") or path.name == "build.py")
+    total = hashlib.sha256()
+    for path in files:
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def machine() -> dict:
+    """machine.json: every fact of this machine, each unknown one null with its reason.
+
+    Facts that begin with ``rseq_`` are those of a thread that libc may register, asked in a child.
+    """
+    values, reasons = host.facts()
+    answer = probe.thread_that_libc_may_own()
+    if "failure" in answer:
+        values["rseq_owner"], reasons["rseq_owner"] = None, answer["failure"]
+    else:
+        values |= {f"rseq_{name}": answer["values"][name] for name in RSEQ_FACTS}
+        reasons |= {f"rseq_{name}": text for name, text in answer["reasons"].items() if name in RSEQ_FACTS}
+    return {
+        "schema": "rseqlab/machine",
+        "version": bundle.VERSION,
+        "facts": values,
+        "reasons": _redacted(reasons),
+    }
+
+
+def identity(document: Mapping) -> dict:
+    """What must agree before two sessions may measure into one bundle."""
+    return {name: document["facts"].get(name) for name in host.IDENTITY}
+
+
+def new_folder(profile: str) -> Path:
+    """A folder for a new run, named for its start."""
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{profile}"
+    return runs_folder() / name
+
+
+def newest_here(profile: str) -> Path | None:
+    """The newest local run of this profile on this very machine; None where there is none."""
+    here = identity(machine())
+    for path in sorted(runs_folder().glob("*/run.json"), reverse=True):
+        try:
+            record = bundle.read_run(path.parent)
+        except BundleError:
+            continue
+        if record["profile"] == profile and record["machine"] == here:
+            return path.parent
+    return None
+
+
+def go_on(profile: str, experiments: list[Experiment]) -> Path:
+    """The folder that ``--resume`` without a folder goes on with.
+
+    The newest run of this profile on this machine, as long as this code made its rows. Where some of
+    the code changed, a new run that starts with the rows of the experiments whose code did not; the
+    old one stays as it is.
+    """
+    newest = newest_here(profile)
+    if newest is None:
+        return new_folder(profile)
+    document = bundle.read_run(newest)
+    if not _stale(document, experiments):
+        return newest
+    folder = new_folder(profile)
+    carried = {
+        name: record
+        for name, record in document["experiments"].items()
+        if record["status"] == "pass" and name not in _stale(document, experiments)
+    }
+    if document["ended"] and carried:
+        started = _open(folder, profile, resume=False)
+        for name in carried:
+            shutil.copyfile(newest / f"{name}.csv", folder / f"{name}.csv")
+        started["experiments"] |= carried
+        _save(folder, started)
+    return folder
+
+
+def run(experiments: list[Experiment], profile: str, folder: Path, resume: bool, progress: Progress) -> dict:
+    """Measure into ``folder``; returns run.json as it then stands. Ctrl-C keeps what was measured."""
+    document = _open(folder, profile, resume)
+    held = bundle.lock(folder)
+    try:
+        if stale := _stale(document, experiments):
+            raise BundleError(
+                f"The rows of {', '.join(stale)} in {folder} were measured by other code; they stay as they are. "
+                "Choose another --out."
+            )
+        wanted = _reopen(folder, document, experiments)
+        for experiment in experiments:
+            if experiment not in wanted:
+                rows = document["experiments"][experiment.name]["rows"]
+                progress(experiment.name, rows, rows)
+        for experiment in wanted:
+            _run_experiment(experiment, profile, folder, document, progress)
+        if document["ended"] is None and all(one["status"] for one in document["experiments"].values()):
+            document["ended"] = _now()
+            _save(folder, document)
+            bundle.seal(folder)
+        return document
+    finally:
+        os.close(held)
+
+
+def _open(folder: Path, profile: str, resume: bool) -> dict:
+    here = machine()
+    if (folder / "run.json").exists():
+        if not resume:
+            raise BundleError(
+                f"{folder} holds a run already; add --resume to go on with it, or choose another --out."
+            )
+        document = bundle.read_run(folder)
+        if document["profile"] != profile:
+            raise BundleError(f"{folder} was measured with --profile {document['profile']}, not {profile}.")
+        if document["machine"] != identity(here):
+            changed = [
+                name for name, value in identity(here).items() if document["machine"].get(name) != value
+            ]
+            raise BundleError(
+                f"{folder} was measured under other conditions ({', '.join(changed)} differ); choose another --out."
+            )
+    else:
+        document = _start(folder, profile, here)
+    if not (folder / "machine.json").exists():
+        bundle.write_json(folder / "machine.json", here)
+    return document
+
+
+def _start(folder: Path, profile: str, here: Mapping) -> dict:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.suffix != ".part" for path in folder.iterdir()):
+            raise BundleError(f"{folder} is not empty and holds no run; choose another --out.")
+    except OSError as error:
+        raise BundleError(
+            f"Could not create {folder}: {error.strerror}. Choose a folder that is writable and has space (--out DIR)."
+        ) from None
+    document = {
+        "schema": "rseqlab/run",
+        "version": bundle.VERSION,
+        "lab_version": rseqlab.__version__,
+        "run_id": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{profile}",
+        "profile": profile,
+        "command": f"rseqlab run --profile {profile}",
+        "started": _now(),
+        "ended": None,
+        "machine": identity(here),
+        "experiments": {},
+    }
+    _save(folder, document)  # before anything else: a folder with a run.json can be resumed
+    return document
+
+
+def _stale(document: Mapping, experiments: list[Experiment]) -> list[str]:
+    """The experiments among these that have rows of other code than this."""
+    return [
+        experiment.name
+        for experiment in experiments
+        if (record := document["experiments"].get(experiment.name))
+        and record["code_digest"] != code_digest(experiment)
+    ]
+
+
+def _reopen(folder: Path, document: dict, experiments: list[Experiment]) -> list[Experiment]:
+    """The experiments that are still to be measured; the bundle is unsealed where there are any."""
+    records = document["experiments"]
+    for experiment in experiments:
+        new = _record(None, UNFINISHED, code_digest(experiment), document["run_id"])
+        records.setdefault(experiment.name, new)
+    wanted = [experiment for experiment in experiments if not _settled(experiment, records[experiment.name])]
+    if wanted:
+        document["ended"] = None
+        _save(folder, document)  # first: whatever happens next, the run says that it is not finished
+        (folder / bundle.SUMS).unlink(missing_ok=True)
+    return wanted
+
+
+def _settled(experiment: Experiment, record: Mapping) -> bool:
+    """Whether measuring again would change nothing: it passed, or what kept it from running still does."""
+    return record["status"] == "pass" or (record["status"] == "skip" and bool(experiment.unmet()))
+
+
+def _run_experiment(
+    experiment: Experiment, profile: str, folder: Path, document: dict, progress: Progress
+) -> None:
+    if unmet := experiment.unmet():
+        reason = _redact("; ".join(unmet))
+        document["experiments"][experiment.name] |= {"status": "skip", "reason": reason}
+        _save(folder, document)
+        return
+    record = document["experiments"][experiment.name]
+    writer = Writer(folder, experiment)
+    steal_before = _steal()
+    try:
+        parts = experiment.plan(profile)
+        expected = sum(part.rows for part in parts if not part.skip)
+        progress(experiment.name, len(writer.keys), expected)
+        for part in parts:
+            done = record["parts"].get(part.id)
+            if done is None or done["status"] not in ("pass", "skip"):
+                record["parts"][part.id] = _run_part(experiment, part, writer, expected, progress)
+                record["rows"] = len(writer.keys)
+                _save(folder, document)
+    finally:
+        record["rows"] = len(writer.keys)
+        writer.close()
+    record["status"], record["reason"] = _judge(record["parts"])
+    record["seconds"] = round(sum(part["seconds"] for part in record["parts"].values()), 3)
+    record["steal_percent"] = _steal_percent(steal_before, _steal())
+    _save(folder, document)
+
+
+def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int, progress: Progress) -> dict:
+    if part.skip:
+        outcome = Outcome("skip", part.skip, 0.0)
+    else:
+        request = {"module": experiment.module, "arguments": part.arguments, "done": writer.done(part.id)}
+        child = Child(measure_part, request, part.environment, part.timeout_s)
+        for row in child:
+            writer.append(part.id, row, experiment.key)
+            progress(experiment.name, len(writer.keys), expected)
+        outcome = child.outcome
+    return {
+        "status": outcome.status,
+        "reason": _redact(outcome.reason) if outcome.reason else None,
+        "rows": len(writer.done(part.id)),
+        "seconds": round(outcome.seconds, 3),
+        "environment": dict(part.environment),
+    }
+
+
+def _judge(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
+    """The experiment's status: the worst of its parts', and why."""
+    for status in ("crash", "timeout", "fail"):
+        names: dict[str, list[str]] = {}
+        for name, part in parts.items():
+            if part["status"] == status:
+                names.setdefault(part["reason"], []).append(name)
+        if names:
+            return status, "; ".join(f"{', '.join(which)}: {reason}" for reason, which in names.items())
+    skipped = {part["reason"] for part in parts.values() if part["status"] == "skip"}
+    if skipped and all(part["status"] == "skip" for part in parts.values()):
+        return "skip", "; ".join(sorted(skipped))
+    return "pass", f"partly not measured: {'; '.join(sorted(skipped))}" if skipped else None
+
+
+def _record(status: str | None, reason: str | None, code: str, run_id: str) -> dict:
+    return {
+        "status": status,
+        "reason": reason,
+        "rows": 0,
+        "seconds": 0.0,
+        "steal_percent": None,
+        "code_digest": code,
+        "measured_in": run_id,
+        "parts": {},
+    }
+
+
+def _save(folder: Path, document: Mapping) -> None:
+    bundle.write_json(folder / "run.json", document)
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _steal() -> tuple[int, int] | None:
+    try:
+        return host.steal_ticks()
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _steal_percent(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    if before is None or after is None or after[1] == before[1]:
+        return None
+    return round(100 * (after[0] - before[0]) / (after[1] - before[1]), 3)
+
+
+def _redact(text: str) -> str:
+    """A bundle may be mailed: no host name, no user name, no place on this machine's disk."""
+    for found, put in ((str(project_root()), "."), (sys.prefix, "<python>"), (os.path.expanduser("~"), "~")):
+        if len(found) > 2:
+            text = text.replace(found, put)
+    if len(platform.node()) > 3:
+        text = re.sub(rf"(?<![\w-]){re.escape(platform.node())}(?![\w-])", "<host>", text)
+    return " ".join(re.sub(r"/home/[^/\s]+", "~", text).split())
+
+
+def _redacted(reasons: Mapping[str, str]) -> dict[str, str]:
+    return {name: _redact(reason) for name, reason in reasons.items()}

@@ -1,0 +1,68 @@
+"""The timed path: pinned, calibrated, interleaved in random order. Runs in a child; imports no numpy."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+MIN_BATCH_NS = 1_000_000
+"""A batch shorter than this is dominated by reading the clock and by chance."""
+
+ROUND_TO = 4
+"""Batches are multiples of this many iterations (the reading loops are unrolled)."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to time. ``batch(iterations)`` does the work and returns its row; ``elapsed_ns`` is in it."""
+
+    key: tuple[str, ...]
+    batch: Callable[[int], dict]
+
+
+@contextmanager
+def pinned(cpu: int) -> Iterator[int]:
+    """Keep the calling thread on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield cpu
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def calibrate(variant: Variant, batch_ns: int) -> int:
+    """Iterations that take at least ``batch_ns``. The trial batches also warm the variant up."""
+    iterations = 64
+    while True:
+        elapsed_ns = max(1, variant.batch(iterations)["elapsed_ns"])
+        if elapsed_ns >= batch_ns:
+            return iterations
+        grow = min(10.0, 1.3 * batch_ns / elapsed_ns)
+        iterations = (int(iterations * max(grow, 1.1)) // ROUND_TO + 1) * ROUND_TO
+
+
+def interleaved(
+    variants: list[Variant], rounds: int, batch_ns: int, seed: int, pending: Callable[..., bool]
+) -> Iterator[dict]:
+    """Every variant once a round, in an order drawn anew each round; one row per batch.
+
+    The order depends on ``seed`` and the round alone, so a resumed part goes on as it would have.
+    """
+    if batch_ns < MIN_BATCH_NS:
+        raise ValueError(f"batch_ns is {batch_ns}; at least {MIN_BATCH_NS}")
+    iterations: dict[tuple, int] = {}
+    for number in range(rounds):
+        order = list(variants)
+        random.Random(seed * 1_000_003 + number).shuffle(order)
+        for position, variant in enumerate(order):
+            if not pending(number, *variant.key):
+                continue
+            if variant.key not in iterations:
+                iterations[variant.key] = calibrate(variant, batch_ns)
+            yield {
+                "round": number,
+                "position": position,
+                "iterations": iterations[variant.key],
+            } | variant.batch(iterations[variant.key])
