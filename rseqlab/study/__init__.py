@@ -1,0 +1,1 @@
+"""From a run to sentences, figures and the report. Nothing here measures."""

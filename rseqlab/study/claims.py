@@ -1,0 +1,425 @@
+"""What people said, tested on a run: each claim with its verdict, the effect and its interval."""
+
+import csv
+import html
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from rseqlab import abi
+from rseqlab.errors import UsageError
+from rseqlab.lab import stats
+from rseqlab.lab.runner import project_root
+from rseqlab.lab.stats import Interval
+from rseqlab.study.run import NotMeasured, StudyRun
+
+VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of data/claims.csv."""
+
+    id: str
+    source: str
+    sentence: str
+    kind: str
+    experiment: str
+    rule: str
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found: a verdict and the words that its numbers make."""
+
+    verdict: str
+    measured: str
+    effect: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with what the run says of it. Its text is computed; no number in it is typed."""
+
+    claim: Claim
+    finding: Finding
+
+    def __str__(self) -> str:
+        return f"[{self.finding.verdict}] {self.claim.sentence}. {self.finding.measured} ({self.claim.id}; {self.claim.source})"
+
+    def badge(self) -> str:
+        """The verdict as HTML."""
+        kind = self.finding.verdict.replace(" ", "-")
+        return f"<span class='rl-verdict rl-{kind}'>{self.finding.verdict}</span>"
+
+    def document(self) -> dict:
+        """The claim as JSON."""
+        effect = self.finding.effect
+        return {
+            "id": self.claim.id,
+            "sentence": self.claim.sentence,
+            "source": self.claim.source,
+            "kind": self.claim.kind,
+            "experiment": self.claim.experiment or None,
+            "threshold": self.claim.threshold,
+            "verdict": self.finding.verdict,
+            "measured": self.finding.measured,
+            "effect": effect and effect.median,
+            "low": effect and effect.low,
+            "high": effect and effect.high,
+            "samples": effect and effect.samples,
+        }
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<p class='rl-claim'>{self.badge()} "
+            f"{html.escape(self.claim.sentence)}. {html.escape(self.finding.measured)} "
+            f"<span class='rl-source'>{html.escape(self.claim.id)}: {html.escape(self.claim.source)}</span></p>"
+        )
+
+
+class Verdicts(list):
+    """Judged claims, shown one below the other."""
+
+    def _repr_html_(self) -> str:
+        return "".join(judged._repr_html_() for judged in self)
+
+    def __repr__(self) -> str:
+        return "\n".join(map(str, self))
+
+
+Rule = Callable[..., Finding]
+RULES: dict[str, Rule] = {}
+
+
+def _rule(function: Rule) -> Rule:
+    RULES[function.__name__] = function
+    return function
+
+
+def claims() -> list[Claim]:
+    """Every claim of data/claims.csv."""
+    with open(project_root() / "data" / "claims.csv", encoding="utf-8", newline="") as file:
+        return [
+            Claim(**row | {"threshold": float(row["threshold"]) if row["threshold"] else None})
+            for row in csv.DictReader(file)
+        ]
+
+
+def judge(run: StudyRun, *ids: str) -> Verdicts:
+    """The named claims, or all, on this run. Raises UsageError that lists the valid ids."""
+    known = {claim.id: claim for claim in claims()}
+    if unknown := [name for name in ids if name not in known]:
+        raise UsageError(f"No claim is called {', '.join(unknown)}. The claims are: {', '.join(known)}.")
+    return Verdicts(Judged(known[name], _find(run, known[name])) for name in ids or known)
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How the claims that some experiments test came out, in short."""
+
+    judged: Verdicts
+
+    @property
+    def sentence(self) -> str:
+        """The counts, computed."""
+        counts = [
+            (verdict, sum(one.finding.verdict == verdict for one in self.judged)) for verdict in VERDICTS
+        ]
+        return (
+            f"Of {len(self.judged)} claims: "
+            + ", ".join(f"{verdict} {count}" for verdict, count in counts if count)
+            + "."
+        )
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [
+                self.sentence,
+                *(f"[{one.finding.verdict}] {one.claim.sentence} ({one.claim.id})" for one in self.judged),
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        items = "".join(
+            f"<li>{one.badge()} {html.escape(one.claim.sentence)} "
+            f"<span class='rl-source'>{html.escape(one.claim.id)}</span></li>"
+            for one in self.judged
+        )
+        return f"<p>{html.escape(self.sentence)}</p><ul class='rl-tally'>{items}</ul>"
+
+
+def tally(run: StudyRun, *experiments: str) -> Tally:
+    """The claims that the named experiments test, in short. The sections below give the figures."""
+    return Tally(Verdicts(one for one in judge(run) if one.claim.experiment in experiments))
+
+
+def _find(run: StudyRun, claim: Claim) -> Finding:
+    if not claim.rule:
+        return Finding(NOT_MEASURED, "No experiment of this release tests it.")
+    name, *arguments = claim.rule.split(":")
+    try:
+        return RULES[name](run, claim, *arguments)
+    except NotMeasured as missing:
+        return Finding(NOT_MEASURED, missing.args[0])
+
+
+# ---- ratios of what two ways cost ----
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Where an experiment keeps its variants, and its A/A null pair."""
+
+    way: str
+    condition: str
+    value: str
+    null: tuple[str, str]
+    elapsed: str | None = None
+    """Where ``value`` is CPU time: the column of wall time, in which waiting shows."""
+
+
+MEASURES = {
+    "cpu-id-read": Measure("reader", "order", "ns_per_read", ("libc-offset-again", "libc-offset")),
+    "percpu-counter": Measure(
+        "technique", "threads", "cpu_ns_per_increment", ("rseq-again", "rseq"), "elapsed_ns_per_increment"
+    ),
+}
+
+
+def samples(run: StudyRun, experiment: str, way: str, condition: str, start: str) -> pd.Series:
+    """The raw values of one way, indexed by (process number, round). Raises NotMeasured."""
+    measure, table = MEASURES[experiment], run.table(experiment)
+    if condition == "most":
+        condition = str(table[measure.condition].max())
+    chosen = table[
+        (table[measure.way] == way)
+        & (table[measure.condition].astype(str) == condition)
+        & (table["start"] == start)
+    ]
+    values = chosen.dropna(subset=[measure.value])
+    if values.empty:
+        reasons = chosen["reason"].dropna().unique() if "reason" in chosen else []
+        recorded = run.bundle.run["experiments"][experiment]["reason"]
+        raise NotMeasured(
+            "; ".join(reasons) or recorded or f"{experiment} has no rows for {way}, {condition}, {start}"
+        )
+    index = pd.MultiIndex.from_arrays([values["part"].str.rpartition("-")[2], values["round"]])
+    return pd.Series(values[measure.value].to_numpy(), index=index)
+
+
+def paired_ratio(numerator: pd.Series, denominator: pd.Series) -> Interval:
+    """The ratio's interval over the rounds that both have."""
+    both = numerator.index.intersection(denominator.index)
+    return stats.ratio(numerator[both], denominator[both], both.get_level_values(0))
+
+
+def _null_factor(run: StudyRun, experiment: str, condition: str, start: str) -> float:
+    """How far the same thing measured twice differs, as a factor of at least 1."""
+    again, first = MEASURES[experiment].null
+    try:
+        null = paired_ratio(*(samples(run, experiment, way, condition, start) for way in (again, first)))
+    except NotMeasured:
+        return 1.0
+    return max(null.median, 1 / null.median)
+
+
+def _compare(
+    run: StudyRun, claim: Claim, ways: str, condition: str, start: str
+) -> tuple[Interval, Interval, str]:
+    """(effect, effect widened by the A/A null, its words)."""
+    names = ways.split("/")
+    effect = paired_ratio(*(samples(run, claim.experiment, name, condition, start) for name in names))
+    factor = _null_factor(run, claim.experiment, condition, start)
+    widened = replace(effect, low=effect.low / factor, high=effect.high * factor)
+    return effect, widened, f"{names[0]} costs {_factor(effect.median)} times {names[1]} {_words(effect)}"
+
+
+def _words(effect: Interval) -> str:
+    return f"[95 % {_factor(effect.low)} to {_factor(effect.high)}, {effect.samples} pairs of {effect.processes} processes]"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _verdict(effect: Interval, good: bool, bad: bool) -> str:
+    if not effect.carries_a_verdict:
+        return INCONCLUSIVE
+    return HOLDS if good else FAILS if bad else INCONCLUSIVE
+
+
+@_rule
+def ratio_at_least(run, claim, ways, condition, start):
+    """Holds where the whole widened interval reaches the threshold, fails where none of it does."""
+    effect, wide, words = _compare(run, claim, ways, condition, start)
+    verdict = _verdict(wide, wide.low >= claim.threshold, wide.high < claim.threshold)
+    return Finding(verdict, f"Here {words}; the claim needs at least {claim.threshold:g}.", effect)
+
+
+@_rule
+def ratio_at_most(run, claim, ways, condition, start):
+    """As :func:`ratio_at_least`, from above."""
+    effect, wide, words = _compare(run, claim, ways, condition, start)
+    verdict = _verdict(wide, wide.high <= claim.threshold, wide.low > claim.threshold)
+    return Finding(verdict, f"Here {words}; the claim allows at most {claim.threshold:g}.", effect)
+
+
+@_rule
+def ratio_within(run, claim, ways, condition, start):
+    """Holds where the widened interval lies between 1/threshold and threshold: an equivalence."""
+    effect, wide, words = _compare(run, claim, ways, condition, start)
+    low, high = 1 / claim.threshold, claim.threshold
+    verdict = _verdict(wide, low <= wide.low and wide.high <= high, wide.low > high or wide.high < low)
+    return Finding(verdict, f"Here {words}; the claim allows {_factor(low)} to {_factor(high)}.", effect)
+
+
+@_rule
+def start_ratio_at_least(run, claim, way, condition):
+    """One way, in processes that libc did not register against processes that it did, run in turns."""
+    without, with_rseq = (samples(run, claim.experiment, way, condition, start) for start in ("none", "libc"))
+    effect = paired_ratio(without, with_rseq)
+    factor = _null_factor(run, claim.experiment, condition, "libc")
+    verdict = _verdict(effect, effect.low / factor >= claim.threshold, effect.high * factor < claim.threshold)
+    return Finding(
+        verdict,
+        f"Here {way} costs {with_rseq.median():.2f} ns with rseq and {without.median():.2f} ns without: "
+        f"{_factor(effect.median)} times {_words(effect)}; the claim needs at least {claim.threshold:g}.",
+        effect,
+    )
+
+
+# ---- answers of the kernel ----
+
+
+def _share(good: int, all_: int, what: str) -> Finding:
+    if not all_:
+        raise NotMeasured("the run has no such attempt")
+    return Finding(HOLDS if good == all_ else FAILS, f"Here {good} of {all_} {what}.")
+
+
+@_rule
+def answers_as_documented(run, claim, question):
+    """Every attempt of a thread that libc left alone got the answer that the documented rule predicts."""
+    table = run.table(claim.experiment)
+    tried = table[(table["question"] == question) & (table["start"] == "none") & table["predicted"].notna()]
+    good = int((tried["answer"] == tried["predicted"]).sum())
+    taken = tried.loc[tried["answer"] == "accepted", "length_bytes"]
+    range_ = f"accepted are {_ranges(taken)}" if len(taken) else "none was accepted"
+    return _share(good, len(tried), f"lengths answered as documented; {range_}")
+
+
+@_rule
+def unknown_lengths_refused(run, claim):
+    """No length beyond what the kernel allocates fields for was accepted."""
+    feature, align = (
+        run.facts.get(f"at_rseq_{name}_bytes") or abi.ORIGINAL_SIZE_BYTES
+        for name in ("feature_size", "align")
+    )
+    known = max(abi.ORIGINAL_SIZE_BYTES, -(-feature // align) * align)
+    table = run.table(claim.experiment)
+    tried = table[
+        (table["question"] == "length") & (table["start"] == "none") & (table["length_bytes"] > known)
+    ]
+    return _share(
+        int((tried["answer"] == "EINVAL").sum()),
+        len(tried),
+        f"lengths above {known}, the most that this kernel has fields for, were refused",
+    )
+
+
+@_rule
+def second_owner_refused(run, claim):
+    """No attempt to register an area of one's own got through where libc owned the thread."""
+    table = run.table(claim.experiment)
+    tried = table[
+        (table["start"] == "libc") & table["question"].isin(["length", "alignment", "signature", "address"])
+    ]
+    return _share(int((tried["answer"] == "EINVAL").sum()), len(tried), "attempts were refused with EINVAL")
+
+
+@_rule
+def feature_size_is_not(run, claim):
+    """The aux vector's feature size is another number."""
+    seen = run.facts.get("at_rseq_feature_size_bytes")
+    if seen is None:
+        raise NotMeasured(run.bundle.machine["reasons"].get("at_rseq_feature_size_bytes", "not recorded"))
+    return Finding(HOLDS if seen != claim.threshold else FAILS, f"This kernel advertises {seen}.")
+
+
+@_rule
+def libc_size_is_live_size(run, claim):
+    """libc's number against the bytes of fields that the kernel keeps live."""
+    said, live = (run.facts.get(f"rseq_{name}") for name in ("libc_size", "live_bytes"))
+    if said is None or live is None:
+        raise NotMeasured(
+            run.bundle.machine["reasons"].get("rseq_live_bytes", "libc registered nothing here")
+        )
+    registered = run.facts.get("rseq_registered_size")
+    return Finding(
+        HOLDS if said == live else FAILS,
+        f"libc says {said}, the kernel has {registered} registered and keeps {live} live.",
+    )
+
+
+@_rule
+def sums_are_exact(run, claim):
+    """Every batch of rseq increments added up."""
+    table = run.table(claim.experiment)
+    batches = table[table["technique"].isin(["rseq", "rseq-again"])]
+    good = int((batches["sum"] == batches["increments"]).sum())
+    return _share(
+        good,
+        len(batches),
+        f"batches were exact, {int(batches['increments'].sum()):,} increments with "
+        f"{int(batches['aborts'].sum()):,} attempts that did not commit",
+    )
+
+
+def _ranges(numbers: Iterable[float]) -> str:
+    """Consecutive whole numbers as ranges: 32, 40 to 42."""
+    runs: list[list[int]] = []
+    for number in sorted({int(number) for number in numbers}):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def weaknesses(run: StudyRun) -> list[str]:
+    """In words, what makes parts of this run a weak basis: null comparisons, spread, steal, what was left out."""
+    found = []
+    for name, record in run.bundle.run["experiments"].items():
+        if record["status"] != "pass" or record["reason"]:
+            found.append(
+                f"{name}: {record['status'] or 'not finished'}{': ' + record['reason'] if record['reason'] else ''}"
+            )
+        found.append(stats.steal_verdict(name, record["steal_percent"]))
+        if record["status"] == "pass" and name in MEASURES:
+            found.extend([*_nulls(run, name), _spread(run, name)])
+    return [sentence for sentence in found if sentence]
+
+
+def _nulls(run: StudyRun, experiment: str) -> Iterable[str | None]:
+    """The A/A comparisons that came out as if the two were different things."""
+    measure, table = MEASURES[experiment], run.table(experiment)
+    again, first = measure.null
+    for condition, start in (
+        table[table[measure.way] == again][[measure.condition, "start"]].drop_duplicates().to_numpy()
+    ):
+        null = paired_ratio(*(samples(run, experiment, way, str(condition), start) for way in (again, first)))
+        yield stats.null_verdict(f"{experiment}, {measure.condition} {condition}, start {start}", null)
+
+
+def _spread(run: StudyRun, experiment: str) -> str | None:
+    """One sentence for all series of an experiment; the table of its costs has each one's figure."""
+    measure = MEASURES[experiment]
+    table = run.table(experiment).dropna(subset=[measure.value])
+    series = {
+        key: group[measure.value]
+        for key, group in table.groupby([measure.way, measure.condition, "start"], sort=True)
+    }
+    return stats.instability(experiment, {", ".join(map(str, key)): values for key, values in series.items()})

@@ -1,0 +1,277 @@
+"""One function per figure: a run in, a figure with units on its axes and a text twin out.
+
+Palette: Okabe and Ito's, told apart by colour-blind readers; every series has its own marker too.
+"""
+
+import functools
+import html
+import io
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rseqlab.host import parse_cpu_list
+from rseqlab.lab import stats
+from rseqlab.study.claims import MEASURES, samples
+from rseqlab.study.run import NotMeasured, StudyRun, open_run, reference_runs
+
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
+_INK = "#010203"
+"""Stands for the reader's own text colour: it becomes ``currentColor``, so light and dark both read."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rseqlab",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _INK,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG that follows the reader's colours, with its description and the numbers that it shows."""
+
+    svg: str
+    description: str
+    caption: str
+    numbers: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        return f"<figure class='rl-figure'>{self.svg}<figcaption>{html.escape(self.caption)}</figcaption></figure>"
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.numbers.to_string(index=False)}"
+
+
+def _shows_missing(function):
+    """A figure of something that was not measured is its reason, not an error."""
+
+    @functools.wraps(function)
+    def figure(run: StudyRun) -> Figure | NotMeasured:
+        try:
+            with mpl.rc_context(STYLE):
+                return function(run)
+        except NotMeasured as missing:
+            return missing
+
+    return figure
+
+
+def _finish(canvas: Canvas, description: str, caption: str, numbers: pd.DataFrame) -> Figure:
+    text = io.StringIO()
+    canvas.savefig(
+        text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None}
+    )
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description, quote=True)}"', 1)
+    return Figure(svg, description, caption, numbers)
+
+
+def _intervals(
+    run: StudyRun, experiment: str, ways: list[str], conditions: list[str], start: str
+) -> pd.DataFrame:
+    run.table(experiment)  # where nothing was measured, its reason is the figure
+    rows = []
+    for condition in conditions:
+        for way in ways:
+            try:
+                values = samples(run, experiment, way, condition, start)
+            except NotMeasured:
+                continue
+            found = stats.interval(values, values.index.get_level_values(0))
+            rows.append(
+                {
+                    MEASURES[experiment].way: way,
+                    MEASURES[experiment].condition: condition,
+                    "start": start,
+                    "median_ns": found.median,
+                    "low_ns": found.low,
+                    "high_ns": found.high,
+                    "samples": found.samples,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _dots(axes, numbers: pd.DataFrame, way: str, ways: list[str], series: str, styles: dict) -> None:
+    """One row per way, one marker per series with its interval, on a log axis; the medians at the right."""
+    for place, (name, (label, colour, marker)) in enumerate(styles.items()):
+        part = numbers[numbers[series] == name]
+        y = [
+            len(ways) - 1 - ways.index(found) + 0.18 * ((len(styles) - 1) / 2 - place) for found in part[way]
+        ]
+        reach = [part["median_ns"] - part["low_ns"], part["high_ns"] - part["median_ns"]]
+        axes.errorbar(
+            part["median_ns"],
+            y,
+            xerr=reach,
+            fmt=marker,
+            color=colour,
+            label=label,
+            markersize=6,
+            linewidth=1.4,
+        )
+    for place, name in enumerate(reversed(ways)):
+        medians = [f"{value:.3g}" for value in numbers.loc[numbers[way] == name, "median_ns"]]
+        axes.text(
+            1.02, place, " · ".join(medians), transform=axes.get_yaxis_transform(), va="center", fontsize=9
+        )
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(ways)), list(reversed(ways)))
+    axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(axis="x", which="major")
+    axes.set_ylim(-0.6, len(ways) - 0.4)
+
+
+READ_WAYS = {
+    "nothing": "empty loop",
+    "libc-offset-hoisted": "area, offset in a register",
+    "libc-offset": "area, own copy of libc's offset",
+    "libc-offset-exported": "area, libc's __rseq_offset",
+    "own-tls": "area, own initial-exec TLS",
+    "vdso": "vDSO getcpu, called directly",
+    "sched_getcpu": "sched_getcpu()",
+    "syscall": "getcpu system call",
+}
+
+
+@_shows_missing
+def cpu_id_read(run: StudyRun) -> Figure:
+    """ns per read of the CPU number, by way and by whether libc had registered the thread."""
+    experiment, ways = "cpu-id-read", list(READ_WAYS)
+    numbers = pd.concat(
+        [_intervals(run, experiment, ways, ["throughput"], start) for start in ("libc", "none")]
+    )
+    if numbers.empty:
+        raise NotMeasured(f"{experiment} has no timed row")
+    shown = numbers.assign(reader=numbers["reader"].map(READ_WAYS))
+    canvas = Canvas(figsize=(7.2, 4.0))
+    axes = canvas.subplots()
+    _dots(
+        axes,
+        shown,
+        "reader",
+        list(READ_WAYS.values()),
+        "start",
+        {"libc": ("libc registered the thread", BLUE, "o"), "none": ("libc's registration off", ORANGE, "D")},
+    )
+    axes.set_xlabel("ns per read, loop included (log; bars: 95 % interval of the median)")
+    canvas.legend(loc="outside upper left", ncols=2)
+    best = numbers.sort_values("median_ns").iloc[0]
+    return _finish(
+        canvas,
+        "Dot plot on a log axis: ns per read of the CPU number for each way of reading it, with and without libc's "
+        "registration. "
+        + "; ".join(
+            f"{READ_WAYS[row.reader]}, start {row.start}: {row.median_ns:.2f} ns"
+            for row in numbers.itertuples()
+        ),
+        f"What it costs to learn the CPU number. Overlapping reads, one pinned thread; {best['samples']} batches or more a dot.",
+        numbers,
+    )
+
+
+@_shows_missing
+def counter(run: StudyRun) -> Figure:
+    """CPU ns per increment, by technique and thread count. The headline figure."""
+    experiment = "percpu-counter"
+    table = run.table(experiment)
+    threads = [str(count) for count in sorted(table["threads"].unique())]
+    ways = ["thread-local", "rseq", "sched_getcpu-atomic", "atomic-own-line", "atomic-shared-line", "mutex"]
+    start = "libc" if (table["start"] == "libc").any() else "self"
+    numbers = _intervals(run, experiment, ways, threads, start)
+    canvas = Canvas(figsize=(7.2, 3.6))
+    axes = canvas.subplots()
+    looks = zip(threads, (BLUE, ORANGE, GREEN, PINK, SKY), "oDs^v", strict=False)
+    _dots(
+        axes,
+        numbers,
+        "technique",
+        ways,
+        "threads",
+        {
+            count: (f"{count} thread{'s' if count != '1' else ''}", colour, marker)
+            for count, colour, marker in looks
+        },
+    )
+    axes.set_xlabel("ns of CPU time per increment (log; bars: 95 % interval of the median)")
+    canvas.legend(loc="outside upper left", ncols=len(threads))
+    return _finish(
+        canvas,
+        "Dot plot on a log axis: ns of CPU time per increment for each technique and number of threads. "
+        + "; ".join(
+            f"{row.technique}, {row.threads} threads: {row.median_ns:.2f} ns" for row in numbers.itertuples()
+        ),
+        f"What a shared counter costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
+        f"registered by {start}.",
+        numbers,
+    )
+
+
+@_shows_missing
+def accepted_lengths(run: StudyRun) -> Figure:
+    """Which lengths and alignments the kernel took from a thread that libc had left alone."""
+    table = run.table("registration-rules")
+    free = table[table["start"] == "none"]
+    lengths = free[free["question"] == "length"]
+    aligned = free[free["question"] == "alignment"]
+    rows = [("length, aligned to 256", lengths["length_bytes"], lengths["answer"] == "accepted", BLUE)]
+    for (length, found), colour in zip(aligned.groupby("length_bytes"), (GREEN, ORANGE), strict=False):
+        place = found["attempt"].str.extract(r", (\d+) past")[0].astype(int)
+        rows.append(
+            (f"address past a page, length {int(length)}", place, found["answer"] == "accepted", colour)
+        )
+    canvas = Canvas(figsize=(7.2, 2.1))
+    axes = canvas.subplots()
+    for height, (_, x, accepted, colour) in enumerate(reversed(rows)):
+        axes.vlines(x[~accepted], height - 0.06, height + 0.06, color=_INK, alpha=0.35, linewidth=0.7)
+        axes.vlines(x[accepted], height - 0.34, height + 0.34, color=colour, linewidth=1.6)
+    axes.set_yticks(range(len(rows)), [name for name, *_ in reversed(rows)])
+    axes.set_xticks(range(0, 257, 32))
+    axes.set_xlim(-3, 259)
+    axes.set_xlabel("bytes (tall: accepted; short: refused)")
+    numbers = pd.DataFrame(
+        {
+            "varied": [name for name, *_ in rows],
+            "tried": [len(x) for _, x, *_ in rows],
+            "accepted": [int(accepted.sum()) for _, _, accepted, _ in rows],
+        }
+    )
+    return _finish(
+        canvas,
+        "Strips of accepted and refused registrations by length and by address. "
+        + "; ".join(f"{row.varied}: {row.accepted} of {row.tried} accepted" for row in numbers.itertuples()),
+        "What this kernel accepts from a thread that has no area yet.",
+        numbers,
+    )
+
+
+def main() -> None:
+    """Write the README's figure, from the shipped reference run, to the path given."""
+    figure = counter(open_run(reference_runs()[-1]))
+    # GitHub shows it as an image of its own: no page to take the colour from.
+    svg = figure.svg.replace("currentColor", "#57606a").replace("<svg", '<svg style="background:none"', 1)
+    Path(sys.argv[1]).write_text(svg)
+
+
+if __name__ == "__main__":
+    main()

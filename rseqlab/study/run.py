@@ -1,0 +1,149 @@
+"""The run that a notebook shows: the newest local one, or the shipped reference where there is none."""
+
+import html
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from rseqlab.errors import LabError, UsageError
+from rseqlab.experiments import catalogue
+from rseqlab.lab.bundle import Bundle, BundleError, read_run
+from rseqlab.lab.runner import project_root, runs_folder
+
+LOCAL, REFERENCE, CHOSEN = "local run", "shipped reference run", "chosen run"
+
+SHOWN_FACTS = {
+    "kernel_release": "kernel",
+    "arch": "architecture",
+    "cpu_model": "CPU",
+    "cpus_online": "CPUs online",
+    "virtualisation": "virtualisation",
+    "libc_package": "libc package",
+    "libc": "libc",
+    "at_rseq_feature_size_bytes": "AT_RSEQ_FEATURE_SIZE",
+    "at_rseq_align_bytes": "AT_RSEQ_ALIGN",
+    "rseq_libc_size": "__rseq_size",
+    "rseq_registered_size": "registered bytes",
+    "rseq_live_bytes": "live bytes",
+    "distribution": "distribution",
+    "native_compiler": "compiler",
+}
+"""The facts that stand at the top of a report, and what a reader calls them."""
+
+
+class NotMeasured(LabError):
+    """The run has no rows for this; the message is the recorded reason. Shows itself as such."""
+
+    def __str__(self) -> str:
+        return f"Not measured: {super().__str__()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p class='rl-claim'><span class='rl-verdict rl-not-measured'>not measured</span> {html.escape(super().__str__())}</p>"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A checked bundle, and where it comes from. In Jupyter it shows what a notebook is about to read."""
+
+    bundle: Bundle
+    origin: str
+    note: str | None = None
+    """Why this run and not a newer one."""
+
+    @cached_property
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    def table(self, name: str) -> pd.DataFrame:
+        """An experiment's rows, as measured. Raises NotMeasured with the recorded reason."""
+        record = self.bundle.run["experiments"].get(name)
+        if record is None:
+            raise NotMeasured(f"{name} is not part of this run.")
+        if record["status"] not in ("pass",):
+            raise NotMeasured(f"{name} ended with {record['status']}: {record['reason']}.")
+        if name not in self._frames:
+            columns = [column.name for column in catalogue()[name].all_columns()]
+            self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
+        return self._frames[name]
+
+    @property
+    def facts(self) -> dict:
+        """The machine's facts, by name."""
+        return self.bundle.machine["facts"]
+
+    @property
+    def id(self) -> str:
+        return self.bundle.run["run_id"]
+
+    def machine(self) -> dict[str, str]:
+        """Label to value, in reading order; an unknown fact gives its reason."""
+        reasons = self.bundle.machine["reasons"]
+        return {
+            label: str(self.facts[name])
+            if self.facts.get(name) is not None
+            else f"unknown: {reasons.get(name, 'not recorded')}"
+            for name, label in SHOWN_FACTS.items()
+        }
+
+    def __repr__(self) -> str:
+        facts = self.machine()
+        return (
+            f"{self.origin} {self.id}, digest {self.bundle.digest[:12]}: {facts['CPU']}, Linux {facts['kernel']}, "
+            f"{facts['libc']}, profile {self.bundle.run['profile']}"
+        )
+
+    def _repr_html_(self) -> str:
+        label, rest = repr(self).split(", ", 1)
+        return f"<div class='rl-run'><strong>{html.escape(label)}</strong>, {html.escape(rest)}</div>"
+
+
+def local_runs() -> list[tuple[Path, dict]]:
+    """(folder, run.json) of finished local runs, newest first, by the time at which they ended."""
+    found = []
+    for path in runs_folder().glob("*/run.json"):
+        try:
+            record = read_run(path.parent)
+        except BundleError:
+            continue  # an unfinished or foreign folder is not a run to show; opening it by name says why
+        if record["ended"]:
+            found.append((path.parent, record))
+    return sorted(found, key=lambda run: run[1]["ended"], reverse=True)
+
+
+def reference_runs() -> list[Path]:
+    """The runs that are shipped in data/reference, in the order of their start."""
+    folders = [path.parent for path in (project_root() / "data" / "reference").glob("*/run.json")]
+    return sorted(folders, key=lambda folder: read_run(folder)["started"])
+
+
+def _origin(folder: Path) -> str:
+    parent = folder.resolve().parent
+    if parent == (project_root() / "data" / "reference").resolve():
+        return REFERENCE
+    return LOCAL if parent == runs_folder().resolve() else CHOSEN
+
+
+def open_run(folder: str | Path | None = None) -> StudyRun:
+    """The run in ``folder``, or $RSEQLAB_RUN, or the newest local one, or the shipped reference.
+
+    A local run in which nothing could be measured is passed over, and ``note`` says so. Raises
+    BundleError where the run is damaged: it is never silently replaced by another.
+    """
+    chosen = os.environ.get("RSEQLAB_RUN") or None if folder is None else folder
+    if chosen == "":
+        raise UsageError("The folder of the run is empty text; name one, or leave it out for the newest.")
+    if chosen is not None:
+        return StudyRun(Bundle(Path(chosen), catalogue()), _origin(Path(chosen)))
+    note = None
+    for newest, record in local_runs():
+        experiments = record["experiments"].items()
+        if any(one["status"] == "pass" for _, one in experiments):
+            return StudyRun(Bundle(newest, catalogue()), LOCAL, note)
+        reasons = "; ".join(f"{name}: {one['status']}, {one['reason']}" for name, one in experiments)
+        note = note or f"On this machine nothing could be measured (run {record['run_id']}). {reasons}"
+    for newest in reference_runs()[-1:]:
+        return StudyRun(Bundle(newest, catalogue()), REFERENCE, note)
+    raise LabError(f"There is no run in {runs_folder()} and none is shipped; measure one with: rseqlab run")
