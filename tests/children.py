@@ -1,0 +1,45 @@
+"""What the tests of rseqlab.lab.child run in a child."""
+
+import os
+import signal
+import subprocess
+import time
+
+from rseqlab.lab.child import Failed
+
+
+def finish(arguments):
+    for number in range(arguments["count"]):
+        yield {"number": number, "environment": dict(os.environ)}
+
+
+def crash(_):
+    yield {"number": 0}
+    os.kill(os.getpid(), signal.SIGSEGV)
+    yield {"number": 1}
+
+
+def fail(_):
+    yield {"number": 0}
+    raise Failed("the sum is wrong")
+
+
+def raise_something(_):
+    yield {"number": 0}
+    raise ValueError("no such thing")
+
+
+def hang(_):
+    yield {"number": 0}
+    time.sleep(600)
+
+
+def talk(_):
+    print('{"number": 99}')
+    yield {"number": 0}
+
+
+def leave_a_grandchild(_):
+    grandchild = subprocess.Popen(["sleep", "600"])
+    yield {"child": os.getpid(), "grandchild": grandchild.pid}
+    time.sleep(600)

@@ -1,0 +1,91 @@
+"""The sections under attack, and wrong sections that the same attack must find out."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import require_or_skip
+
+from rseqlab import native
+from rseqlab.lab import probe
+
+NATIVE = Path(native.__file__).parent
+ATTACK = Path(__file__).parent / "c" / "attack.c"
+MUTANTS = ("NO_COMPARE", "NO_DESCRIPTOR", "COMMIT_OUTSIDE")
+THREADS = (1, 2, 4, 16)
+OPERATIONS = 600_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registration():
+    require_or_skip(probe.kernel_refusal() is None, "rseq registration", str(probe.kernel_refusal()))
+
+
+def built(folder: Path, *options: str) -> Path:
+    program = folder / "attack"
+    sources = [str(NATIVE / "rseq.c"), str(ATTACK)]
+    command = [
+        "cc",
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-DRSEQLAB_ATTACK",
+        f"-I{NATIVE}",
+        *options,
+    ]
+    subprocess.run([*command, "-o", str(program), *sources, "-ldl", "-lpthread"], check=True)
+    return program
+
+
+def attack(program: Path, threads: int, by: str, seed: int = 1) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(program), str(threads), str(OPERATIONS), by, str(seed)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    return built(tmp_path_factory.mktemp("attack"))
+
+
+@pytest.mark.parametrize("by", ["cpu_id", "mm_cid"])
+def test_every_invariant_holds_under_at_least_ten_thousand_aborts(program, by):
+    answer = probe.thread_that_libc_may_own().get("values") or {}
+    live = answer.get("live_bytes") or 0
+    if by == "mm_cid" and live < 28:
+        pytest.skip(f"the kernel keeps {live} bytes live here; mm_cid needs 28 (Linux 6.3)")
+    aborts = 0
+    for seed in range(1, 20):
+        for threads in THREADS:
+            result = attack(program, threads, by, seed)
+            assert result.returncode == 0, f"{threads} threads, seed {seed}: {result.stdout}{result.stderr}"
+            aborts += int(re.search(r"^aborts (\d+)", result.stdout, re.M)[1])
+            assert int(re.search(r"^records (\d+)", result.stdout, re.M)[1]) > 10_000, (
+                "the byte ring was hardly used"
+            )
+        if aborts >= 10_000:
+            return
+    pytest.fail(f"only {aborts} aborts: the attack does not attack here")
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_attack_finds_a_wrong_section(mutant, tmp_path):
+    """With the compare or the descriptor left out, or the commit outside, an invariant breaks or it crashes."""
+    program = built(tmp_path, f"-DRSEQLAB_MUTANT_{mutant}")
+    found = [attack(program, 4, "cpu_id", seed) for seed in range(1, 4)]
+    assert any(result.returncode != 0 for result in found), [result.stdout for result in found]
+
+
+def test_injection_is_in_no_other_build(tmp_path):
+    plain = tmp_path / "plain.s"
+    source = '#include "sections.h"\nint f(struct rl_at at, intptr_t *v) { return rl_addv(at, v, 1); }\n'
+    subprocess.run(
+        ["cc", "-O2", f"-I{NATIVE}", "-xc", "-", "-S", "-o", str(plain)], input=source, text=True, check=True
+    )
+    assert "rl_inject" not in plain.read_text() and "__rseq_cs" in plain.read_text()

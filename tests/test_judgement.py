@@ -1,0 +1,180 @@
+"""From samples to words: timing order, intervals, verdicts."""
+
+import random
+
+import numpy as np
+import pytest
+
+from rseqlab.errors import UsageError
+from rseqlab.experiments import catalogue
+from rseqlab.lab import stats
+from rseqlab.lab.runner import project_root
+from rseqlab.lab.timing import Variant, calibrate, interleaved
+from rseqlab.study import claims, figures, tables
+from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
+from rseqlab.study.run import NotMeasured, open_run, reference_runs
+
+
+@pytest.fixture(scope="module")
+def run():
+    return open_run(reference_runs()[-1])
+
+
+def steady(ns_per_iteration):
+    return lambda iterations: {"elapsed_ns": int(iterations * ns_per_iteration)}
+
+
+def test_batches_are_calibrated_to_the_asked_length():
+    for cost in (0.2, 7, 130, 3e6):
+        iterations = calibrate(Variant(("v",), steady(cost)), 1_000_000)
+        assert 1_000_000 <= iterations * cost < 200_000_000 and iterations % 4 == 0
+
+
+def test_each_round_has_every_variant_once_in_a_drawn_order():
+    variants = [Variant((name,), lambda n, name=name: {"elapsed_ns": n, "name": name}) for name in "abcd"]
+    rows = list(interleaved(variants, 20, 1_000_000, 7, lambda *key: True))
+    rounds = [[row["name"] for row in rows if row["round"] == number] for number in range(20)]
+    assert all(sorted(order) == list("abcd") for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 5
+    again = list(interleaved(variants, 20, 1_000_000, 7, lambda *key: True))
+    assert [row["name"] for row in again] == [row["name"] for row in rows]
+
+
+def test_a_resumed_part_measures_exactly_what_is_missing():
+    variants = [Variant((name,), lambda n, name=name: {"elapsed_ns": n, "name": name}) for name in "abcd"]
+    done = {(0, "a"), (0, "b"), (1, "c")}
+    rows = list(interleaved(variants, 2, 1_000_000, 7, lambda *key: key not in done))
+    assert {(row["round"], row["name"]) for row in rows} == {(n, v) for n in (0, 1) for v in "abcd"} - done
+
+
+def test_batches_below_a_millisecond_are_refused():
+    with pytest.raises(ValueError, match="1000000"):
+        list(interleaved([], 1, 999, 0, lambda *key: True))
+
+
+def test_intervals_cover_the_median_about_as_often_as_they_say():
+    """A property of the method over seeded draws, not of this machine."""
+    draw = np.random.default_rng(1)
+    covered = sum(
+        found.low <= 1 <= found.high
+        for found in (stats.interval(np.exp(draw.normal(0, 0.1, 40))) for _ in range(200))
+    )
+    assert covered >= 180
+
+
+def test_the_same_samples_give_the_same_interval():
+    values = [random.Random(3).random() for _ in range(30)]
+    assert stats.interval(values) == stats.interval(values)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
+def test_an_interval_of_nothing_is_an_error(values):
+    with pytest.raises(ValueError):
+        stats.interval(values)
+
+
+def test_pairs_must_be_pairs():
+    with pytest.raises(ValueError, match="pairs"):
+        stats.ratio([1, 2], [1])
+
+
+def test_instability_is_said_in_words_with_the_figure_and_the_remedy():
+    steady_values, wild = [1.0] * 40, [1.0, 2.0] * 20
+    assert stats.instability("x", {"a": steady_values}) is None
+    said = stats.instability("x", {"a": steady_values, "b": wild})
+    assert "1 of 2" in said and "b" in said and "measure again" in said
+    assert "fewer than 30" in stats.instability("x", {"a": steady_values[:5]})
+    assert "differs by +5.0 %" in stats.null_verdict("x", stats.Interval(1.05, 1.04, 1.06, 40))
+    assert stats.null_verdict("x", stats.Interval(1.05, 0.9, 1.2, 40)) is None
+    assert "3.0 %" in stats.steal_verdict("x", 3.0) and stats.steal_verdict("x", None) is None
+
+
+def test_every_claim_names_a_rule_and_an_experiment_that_exist():
+    for claim in claims.claims():
+        assert claim.source and claim.sentence and not claim.sentence.endswith(".")
+        if claim.rule:
+            assert claim.rule.split(":")[0] in RULES and claim.experiment in catalogue()
+            assert claim.threshold is not None
+
+
+def test_every_claim_is_judged_none_is_dropped(run):
+    judged = claims.judge(run)
+    assert [one.claim.id for one in judged] == [claim.id for claim in claims.claims()]
+    assert {one.finding.verdict for one in judged} <= set(VERDICTS)
+    untestable = {one.claim.id for one in judged if not one.claim.rule}
+    assert {one.claim.id for one in judged if one.finding.verdict == NOT_MEASURED} >= untestable
+
+
+def test_an_unknown_claim_is_answered_with_the_known_ones(run):
+    with pytest.raises(UsageError, match="C16"):
+        claims.judge(run, "C999")
+
+
+@pytest.mark.parametrize(
+    ("rule", "effect", "threshold", "verdict"),
+    [
+        ("ratio_at_least", 3.0, 2.0, HOLDS),
+        ("ratio_at_least", 1.5, 2.0, FAILS),
+        ("ratio_at_least", 2.0, 2.0, INCONCLUSIVE),
+        ("ratio_at_most", 1.0, 1.1, HOLDS),
+        ("ratio_at_most", 1.5, 1.1, FAILS),
+        ("ratio_at_most", 1.1, 1.1, INCONCLUSIVE),
+        ("ratio_within", 1.0, 1.05, HOLDS),
+        ("ratio_within", 2.0, 1.05, FAILS),
+        ("ratio_within", 0.5, 1.05, FAILS),
+        ("ratio_within", 1.05, 1.05, INCONCLUSIVE),
+    ],
+)
+def test_verdicts_need_the_whole_interval(monkeypatch, run, rule, effect, threshold, verdict):
+    """The rules on an interval of ±1 %, placed by hand around the threshold."""
+    found = stats.Interval(effect, effect * 0.99, effect * 1.01, 40, 8)
+    monkeypatch.setattr(claims, "_compare", lambda *arguments: (found, found, "x"))
+    claim = claims.Claim("X", "s", "t", "performance", "cpu-id-read", rule, threshold)
+    assert RULES[rule](run, claim, "a/b", "c", "d").verdict == verdict
+
+
+@pytest.mark.parametrize(("samples", "processes"), [(29, 8), (40, 4), (1, 1)])
+def test_too_few_pairs_or_processes_give_no_verdict(monkeypatch, run, samples, processes):
+    found = stats.Interval(3.0, 3.0, 3.0, samples, processes)
+    monkeypatch.setattr(claims, "_compare", lambda *arguments: (found, found, "x"))
+    claim = claims.Claim("X", "s", "t", "performance", "cpu-id-read", "ratio_at_least", 2.0)
+    assert RULES["ratio_at_least"](run, claim, "a/b", "c", "d").verdict == INCONCLUSIVE
+
+
+def test_the_null_comparison_widens_an_interval(monkeypatch, run):
+    """What the same thing measured twice differs by is no effect: the verdict must survive it."""
+    claim = next(claim for claim in claims.claims() if claim.id == "C12")
+    _, plain, _ = claims._compare(run, claim, "libc-offset/own-tls", "throughput", "libc")
+    monkeypatch.setattr(claims, "_null_factor", lambda *arguments: 1.5)
+    _, wide, _ = claims._compare(run, claim, "libc-offset/own-tls", "throughput", "libc")
+    assert wide.low < plain.low and wide.high > plain.high
+
+
+def test_what_a_run_lacks_is_shown_as_not_measured(run):
+    record = run.bundle.run["experiments"]["cpu-id-read"]
+    run.bundle.run["experiments"]["cpu-id-read"] = record | {"status": "skip", "reason": "no <rseq> here"}
+    try:
+        figure = figures.cpu_id_read(run)
+        assert isinstance(figure, NotMeasured) and "no <rseq> here" in str(figure)
+        assert "no &lt;rseq&gt; here" in figure._repr_html_()
+        assert claims.judge(run, "C63")[0].finding.verdict == NOT_MEASURED
+        assert isinstance(tables.costs(run, "cpu-id-read"), NotMeasured)
+        assert any("skip" in sentence for sentence in claims.weaknesses(run))
+    finally:
+        run.bundle.run["experiments"]["cpu-id-read"] = record
+
+
+@pytest.mark.parametrize("figure", [figures.cpu_id_read, figures.counter, figures.accepted_lengths])
+def test_figures_have_a_description_a_text_twin_and_no_date(run, figure):
+    shown = figure(run)
+    assert 'role="img"' in shown.svg and "aria-label=" in shown.svg and len(shown.description) > 80
+    assert shown.caption in repr(shown)
+    assert figure(run).svg == shown.svg, "the same run must give the same figure"
+    assert "#010203" not in shown.svg and "<script" not in shown.svg
+
+
+def test_the_picture_in_the_readme_is_the_shipped_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["figures", str(tmp_path / "headline.svg")])
+    figures.main()
+    shipped = project_root() / "data" / "reference" / "headline.svg"
+    assert shipped.read_text() == (tmp_path / "headline.svg").read_text(), "make reference NAME=... writes it"

@@ -1,0 +1,241 @@
+"""The C layer: what is in the built file, that every compiler takes it silently, and every architecture."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import require_or_skip
+from elftools.elf.elffile import ELFFile
+
+from rseqlab import abi, host, native
+
+NATIVE = Path(native.__file__).parent
+CHECK = Path(__file__).parent / "c" / "sections_check.c"
+SOURCES = sorted(NATIVE.glob("*.c"))
+STRICT = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
+AARCH64 = "aarch64-linux-gnu-gcc"
+EMULATED = [shutil.which("qemu-aarch64") or "qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
+
+BY = ("cpu_id", "node_id", "mm_cid")
+SECTIONS = [
+    ("addv", "committed"),
+    ("addv elsewhere", "aborted"),
+    ("cmpeqv_storev", "committed"),
+    ("cmpeqv_storev other", "compare failed"),
+    ("cmpeqv_storev elsewhere", "aborted"),
+    ("cmpnev_storeoffp_load", "committed"),
+    ("head is second 1, loaded first 1", None),
+    ("cmpnev_storeoffp_load empty", "compare failed"),
+    ("cmpeqv_trystorev_storev", "committed"),
+    ("cmpeqv_trystorev_storev_release", "committed"),
+    ("cmpeqv_trystorev_storev other", "compare failed"),
+    ("cmpeqv_cmpeqv_storev", "committed"),
+    ("cmpeqv_cmpeqv_storev other", "compare failed"),
+    ("cmpeqv_trymemcpy_storev", "committed"),
+    ("cmpeqv_trymemcpy_storev_release", "committed"),
+    ("cmpeqv_trymemcpy_storev other", "compare failed"),
+    ("offset_deref_addv", "committed"),
+    ("v 86, v2 8, copied payload", None),
+]
+EXPECTED = [
+    *(f"{by} {what}: {result}" if result else what for by in BY for what, result in SECTIONS),
+    "rseq_cs set",
+    *["read done, sum 24"] * 3,
+    "wrong count -22",
+]
+
+
+def tool(*commands: str) -> str:
+    found = next(filter(None, map(shutil.which, commands)), None)
+    require_or_skip(found is not None, commands[0], "install it with `make deps`")
+    return found
+
+
+def built(compiler: str, output: Path, *options: str) -> Path:
+    result = subprocess.run(
+        [compiler, *STRICT, *options, "-o", str(output), *map(str, [*SOURCES, CHECK]), "-ldl", "-lpthread"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    return output
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_compiles_silently_and_sections_commit_and_compare(compiler, tmp_path):
+    program = built(tool(compiler), tmp_path / "check")
+    arch, *said = output_of(str(program)).splitlines()
+    assert arch == f"arch {native.core()[0].string(native.core()[1].rl_arch()).decode()}"
+    assert said == EXPECTED
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_package_builds_without_a_warning(compiler, tmp_path):
+    """The extensions as set-up builds them, cffi's generated code included."""
+    root = NATIVE.parents[1]
+    copy = shutil.copytree(
+        root / "rseqlab", tmp_path / "rseqlab", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, copy.parent)
+    result = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", "out", "--build-temp", "temp"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CC": tool(compiler), "PYTHONPATH": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    assert not re.search(r"\.[ch]:\d+:\d+: warning", result.stdout + result.stderr), result.stderr
+    assert len(list((tmp_path / "out").rglob("*.so"))) == 2
+
+
+def test_aarch64_cross_build_runs_its_sections(tmp_path):
+    """Real aarch64 instructions under a user-mode emulator; the system call itself is not there."""
+    tool(EMULATED[0])
+    program = built(tool(AARCH64), tmp_path / "check")
+    assert output_of(*EMULATED, str(program)).splitlines() == ["arch aarch64", *EXPECTED]
+
+
+@pytest.mark.parametrize("compiler", ["gcc", AARCH64])
+def test_the_unsupported_path_is_built_and_says_so(compiler, tmp_path):
+    program = built(tool(compiler), tmp_path / "check", "-DRSEQLAB_UNSUPPORTED")
+    emulated = EMULATED if compiler == AARCH64 else []
+    if emulated:
+        tool(emulated[0])
+    arch, *said = output_of(*emulated, str(program)).splitlines()
+    results = [line.rpartition(": ")[2] for line in said if ": " in line]
+    assert arch == "arch unsupported" and set(results) == {"unsupported"} and len(results) > 40
+    assert "rseq_cs not set" in said and "wrong count -38" in said
+    assert said.count("v 40, v2 0, copied ") == 3, "an unsupported section must change nothing"
+
+
+def test_architectures_define_the_same_names():
+    names = {}
+    for path in sorted((NATIVE / "arch").glob("*.h")):
+        text = path.read_text()
+        macros = re.findall(r"^#define (RL_\w+)", text, re.M)
+        functions = re.findall(r"^static inline \S+ \*?(rl_\w+)\(", text, re.M)
+        names[path.name] = sorted([*macros, *functions])
+    assert names["x86_64.h"] == names["aarch64.h"] == names["unsupported.h"]
+    assert len(names["x86_64.h"]) > 8
+
+
+def extension(name: str) -> Path:
+    native.core(), native.own_tls()
+    return next(NATIVE.glob(f"_{name}.*.so"), None) or next(NATIVE.glob(f"_{name}*.so"))
+
+
+def descriptors(elf: ELFFile) -> list[tuple[int, int, int]]:
+    """(start, length, abort) of every critical section, its addresses taken from the relocations."""
+    section = elf.get_section_by_name("__rseq_cs")
+    place, data = section["sh_addr"], section.data()
+    addends = {
+        relocation["r_offset"]: relocation["r_addend"]
+        for relocation in elf.get_section_by_name(".rela.dyn").iter_relocations()
+    }
+    found = []
+    for offset in range(0, len(data), 32):
+        length = int.from_bytes(data[offset + 16 : offset + 24], "little")
+        found.append((addends[place + offset + 8], length, addends[place + offset + 24]))
+    return found
+
+
+def bytes_at(elf: ELFFile, address: int, size: int) -> bytes:
+    for section in elf.iter_sections():
+        start = section["sh_addr"]
+        if (
+            section["sh_type"] == "SHT_PROGBITS"
+            and start <= address
+            and address + size <= start + section["sh_size"]
+        ):
+            return section.data()[address - start : address - start + size]
+    raise AssertionError(f"nothing at {address:#x}")
+
+
+def check_sections(path: Path, signature: int, at_least: int) -> None:
+    with open(path, "rb") as file:
+        elf = ELFFile(file)
+        found = descriptors(elf)
+        assert len(found) >= at_least
+        assert len(elf.get_section_by_name("__rseq_cs_ptr_array").data()) == 8 * len(found)
+        for start, length, abort in found:
+            assert 0 < length < 256
+            assert not start <= abort < start + length, (
+                "an abort handler inside its own section loops for ever"
+            )
+            assert int.from_bytes(bytes_at(elf, abort - 4, 4), "little") == signature
+
+
+def test_the_built_extension_has_descriptors_pointers_and_signatures():
+    check_sections(extension("core"), native.core()[1].rl_signature(), 1)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "arch"), [("gcc", host.arch()), ("clang", host.arch()), (AARCH64, "aarch64")]
+)
+def test_every_section_of_every_compiler_has_them(compiler, arch, tmp_path):
+    program = built(tool(compiler), tmp_path / "check.so", "-shared", "-fPIC")
+    check_sections(program, abi.SIGNATURES[arch], sum(result is not None for _, result in SECTIONS))
+
+
+def test_signature_is_the_documented_one():
+    ffi, lib = native.core()
+    assert lib.rl_signature() == abi.SIGNATURES[ffi.string(lib.rl_arch()).decode()]
+
+
+def test_no_locked_instruction_and_no_call_between_start_and_commit():
+    objdump = tool("objdump")
+    with open(extension("core"), "rb") as file:
+        elf = ELFFile(file)
+        found = descriptors(elf)
+    for start, length, _ in found:
+        code = output_of(
+            objdump,
+            "-d",
+            f"--start-address={start}",
+            f"--stop-address={start + length}",
+            str(extension("core")),
+        )
+        assert not re.search(r"\b(lock|call|bl|blr|ldxr|stxr|cas)\b", code.split("<", 1)[-1]), code
+
+
+def test_a_job_that_cannot_be_done_is_refused_not_hung():
+    ffi, lib = native.core()
+    cpus = ffi.new("int32_t[]", [4095] * 2)  # a CPU that is not there
+    job = ffi.new(
+        "struct rl_counter_job *", {"technique": 0, "threads": 2, "iterations": 10, "cpus": cpus, "slots": 2}
+    )
+    outcome = ffi.new("struct rl_counter_outcome *")
+    assert lib.rl_counter_run(job, outcome) < 0
+    job.threads = 0
+    assert lib.rl_counter_run(job, outcome) == -22
+
+
+def test_the_gil_is_released_while_counting():
+    import threading
+    import time
+
+    ffi, lib = native.core()
+    cpus = ffi.new("int32_t[]", [-1])
+    job = ffi.new(
+        "struct rl_counter_job *",
+        {"technique": 1, "threads": 1, "iterations": 300_000_000, "cpus": cpus, "slots": 8},
+    )
+    outcome = ffi.new("struct rl_counter_outcome *")
+    worker = threading.Thread(target=lib.rl_counter_run, args=(job, outcome))
+    worker.start()
+    ticks = 0
+    while worker.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    assert outcome.sum == 300_000_000
+    assert ticks > 1, "this thread could not run while C counted"

@@ -1,0 +1,244 @@
+"""The set-up: three statements of the dependencies agree, and what is missing is named rightly."""
+
+import ast
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
+CONDA_NAMES = {"playwright": "playwright-python"}
+CONDA_ONLY = {"python", "pip", "make", "c-compiler"}
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def load_bootstrap():
+    spec = importlib.util.spec_from_file_location("bootstrap", BOOTSTRAP)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bootstrap = load_bootstrap()
+
+
+def bounds(requirements):
+    """{name: lower bound, as written}; the project states lower bounds only."""
+    split = [requirement.partition(">=") for requirement in requirements]
+    return {name.strip().lower(): bound.strip() for name, _, bound in split}
+
+
+def number(version):
+    return tuple(int(part) for part in version.split("."))
+
+
+def stated():
+    project = PROJECT["project"]
+    return bounds(project["dependencies"]) | bounds(chain(*project["optional-dependencies"].values()))
+
+
+def locked():
+    """[(name, version, number of hashes)]; a name repeats where Pythons need different versions."""
+    entry = r"^([a-z0-9._-]+)==(\S+).*((?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)*)"
+    found = re.findall(entry, LOCK, re.MULTILINE)
+    return [(name, version, hashes.count("--hash")) for name, version, hashes in found]
+
+
+# --- dependencies ---------------------------------------------------------------------------------
+
+
+def test_conda_environment_states_the_same_dependencies():
+    environment = bounds(yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"])
+    assert environment["python"] == PROJECT["project"]["requires-python"].removeprefix(">=")
+    expected = {CONDA_NAMES.get(name, name): bound for name, bound in stated().items()}
+    assert {name: bound for name, bound in environment.items() if name not in CONDA_ONLY} == expected
+
+
+def test_lock_covers_every_dependency_within_its_bounds():
+    needed = bounds(PROJECT["build-system"]["requires"]) | stated()
+    versions = {}
+    for name, version, _ in locked():
+        versions.setdefault(name, []).append(version)
+    assert needed.keys() <= versions.keys()
+    below = [(name, v) for name, bound in needed.items() for v in versions[name] if number(v) < number(bound)]
+    assert not below, "make lock"
+
+
+def test_every_locked_requirement_has_hashes():
+    requirements = [line for line in LOCK.splitlines() if re.match(r"[a-zA-Z]", line)]
+    assert len(locked()) == len(requirements) > 0
+    assert all(hashes for _, _, hashes in locked())
+
+
+def test_lock_names_no_host_and_no_path():
+    # The "via" comments name packages; nothing else has a slash or an option other than --hash.
+    assert "/" not in LOCK
+    assert set(re.findall(r"--[a-z-]+", LOCK)) == {"--hash"}
+
+
+# --- what is missing ------------------------------------------------------------------------------
+
+BARE_DEBIAN = bootstrap.Machine(
+    linux=True,
+    compiler="x86_64-linux-gnu-gcc",
+    has_compiler=False,
+    has_libc_headers=False,
+    has_python_headers=False,
+    has_ensurepip=False,
+    python="/usr/bin/python3.13",
+    system_python="/usr/bin/python3.13",
+    version="3.13",
+)
+
+
+def packages(machine):
+    return [need.package for need in bootstrap.missing(machine)]
+
+
+def test_a_bare_debian_lacks_four_packages():
+    assert packages(BARE_DEBIAN) == ["gcc", "libc6-dev", "python3-dev", "python3-venv"]
+    command = bootstrap.install_command(packages(BARE_DEBIAN))
+    assert "\n" not in command and command.endswith(" gcc libc6-dev python3-dev python3-venv")
+
+
+def test_another_python_of_debian_has_packages_of_its_own():
+    machine = BARE_DEBIAN._replace(python="/usr/bin/python3.11", version="3.11")
+    assert packages(machine)[2:] == ["python3.11-dev", "python3.11-venv"]
+
+
+def test_a_python_from_elsewhere_has_no_package():
+    machine = BARE_DEBIAN._replace(python="/opt/python/bin/python3.13", has_ensurepip=True)
+    *_, headers = bootstrap.missing(machine)
+    assert headers.package is None
+    assert "/opt/python/bin/python3.13 was installed without it" in bootstrap.describe([headers], apt=True)
+
+
+def test_the_compiler_is_the_one_this_python_was_built_for():
+    assert packages(BARE_DEBIAN._replace(compiler="clang-19"))[0] == "clang"
+
+
+def test_without_apt_the_names_elsewhere_are_told():
+    text = bootstrap.describe(bootstrap.missing(BARE_DEBIAN), apt=False)
+    assert "musl-dev" in text and "python3-devel" in text and "libc6-dev" not in text
+
+
+def test_nothing_is_missing_where_everything_is():
+    complete = {fact: True for fact in BARE_DEBIAN._fields if fact.startswith("has_")}
+    assert bootstrap.missing(BARE_DEBIAN._replace(**complete)) == []
+
+
+def test_outside_linux_nothing_is_compiled():
+    assert packages(BARE_DEBIAN._replace(linux=False)) == ["python3-venv"]
+
+
+# --- optional tools -------------------------------------------------------------------------------
+
+POLICY = """\
+qemu-user-static:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+qemu-user:
+  Installed: (none)
+  Candidate: 1:10.0.2+ds-2
+  Version table:
+     1:10.0.2+ds-2 500
+"""
+
+
+def test_only_packages_with_a_candidate_are_offered():
+    assert bootstrap.offered(POLICY) == ["qemu-user"]
+
+
+def test_a_release_candidate_is_not_offered():
+    assert bootstrap.offered("python3.11:\n  Candidate: 3.11.0~rc1-1~22.04\n") == []
+
+
+def test_of_two_names_the_one_that_exists_is_chosen():
+    tools = bootstrap.wanted_tools("x86_64")
+    chosen, without = bootstrap.choose(tools, ["clang", "qemu-user"])
+    assert chosen == ["clang", "qemu-user"]
+    assert "chromium" in [name for tool in without for name in tool.packages]
+
+
+def test_an_aarch64_host_needs_no_cross_tools():
+    names = [name for tool in bootstrap.wanted_tools("aarch64") for name in tool.packages]
+    assert names == ["clang", "chromium", "fonts-dejavu-core"]
+
+
+# --- an old Python --------------------------------------------------------------------------------
+
+
+def test_an_old_python_can_parse_the_bootstrap():
+    ast.parse(BOOTSTRAP.read_text(), feature_version=(3, 6))
+
+
+def test_an_old_python_is_told_what_was_found():
+    text = bootstrap.too_old({"python3": "3.9.2"}, [])
+    assert "3.11 or newer" in text and "python3 is 3.9.2" in text
+    text = bootstrap.too_old({"python3": "3.10.12"}, ["python3.11"])
+    assert text.endswith(" python3.11 python3.11-dev python3.11-venv")
+
+
+def old_python():
+    found = bootstrap.installed_pythons()
+    return next((name for name, version in found.items() if (3, 6) <= number(version) < (3, 11)), None)
+
+
+@pytest.mark.skipif(old_python() is None, reason="no Python from 3.6 to 3.10 on this machine")
+def test_an_old_python_stops_with_a_sentence():
+    run = subprocess.run([old_python(), BOOTSTRAP], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "3.11 or newer" in run.stderr and "Traceback" not in run.stderr
+
+
+# --- what is done again ---------------------------------------------------------------------------
+
+
+def test_a_changed_part_takes_along_those_that_rest_on_it():
+    wanted = {"venv": "a", "packages": "b", "project": "c", "native": "d"}
+    assert bootstrap.outdated(wanted, wanted) == []
+    assert bootstrap.outdated(wanted, {**wanted, "native": "old"}) == ["native"]
+    assert bootstrap.outdated(wanted, {**wanted, "packages": "old"}) == ["packages", "project", "native"]
+    assert bootstrap.outdated(wanted, {}) == list(wanted)
+
+
+def test_a_part_is_made_from_what_it_should_be():
+    assert list(bootstrap.parts()) == ["venv", "packages", "project", "native"]
+    names = {path.name for path in bootstrap.native_sources()}
+    assert "build.py" in names and {".c", ".h"} <= {Path(name).suffix for name in names}
+
+
+# --- make -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["help", "report", "test", "lab", "setup", "deps", "lock", "clean"])
+def test_make_knows_the_target(target):
+    run = subprocess.run(
+        ["make", "-n", target, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_alone_lists_the_targets():
+    run = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "make report" in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_clean_keeps_what_was_measured():
+    run = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True)
+    assert "runs" not in run.stdout
