@@ -1,0 +1,106 @@
+"""Builds an experiment's C with the system's compiler, once: the result lies at a path that its content names.
+
+Nothing is written outside the cache folder, and nothing half-built is ever found there.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from rseqlab.errors import LabError
+from rseqlab.lab.runner import PACKAGE, project_root
+
+TIMEOUT_S = 120
+
+
+class CompileError(LabError):
+    """The compiler or the linker refused; ``said`` has its own words and ``command`` what was asked of it."""
+
+    def __init__(self, message: str, command: Sequence[str] = (), said: str = ""):
+        super().__init__(message)
+        self.command = tuple(command)
+        self.said = said
+
+
+@dataclass(frozen=True)
+class Target:
+    """One compiler call. ``depends`` are files that the sources include: the result's name covers them too."""
+
+    name: str
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...] = ()
+    compiler: str = "cc"
+    depends: tuple[Path, ...] = field(default=())
+
+    def command(self, output: Path) -> list[str]:
+        """Sources first, so that libraries and objects among the flags are linked after them."""
+        return [self.compiler, *map(str, self.sources), *self.flags, "-o", str(output)]
+
+
+def cache_folder() -> Path:
+    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout."""
+    return Path(os.environ.get("RSEQLAB_CACHE") or project_root() / "build" / "compiled")
+
+
+@cache
+def compiler_id(compiler: str) -> str:
+    """The first line of ``compiler --version``. Raises CompileError where there is no such compiler."""
+    if not shutil.which(compiler):
+        raise CompileError(f"No {compiler} was found; `make deps` installs what the lab compiles with.")
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    return said.stdout.partition("\n")[0]
+
+
+def missing(compiler: str = "cc") -> str | None:
+    """Why nothing can be built with this compiler, or None."""
+    try:
+        compiler_id(compiler)
+    except CompileError as error:
+        return str(error)
+    return None
+
+
+def build(target: Target) -> Path:
+    """The built file. Raises CompileError with the compiler's words.
+
+    Two processes that build the same at once both succeed: each writes its own file and renames it.
+    """
+    total = hashlib.sha256(compiler_id(target.compiler).encode())
+    for flag in target.flags:
+        total.update(flag.replace(str(PACKAGE), "").encode() + b"\0")
+    for path in (*target.sources, *target.depends):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    output = cache_folder() / f"{total.hexdigest()[:16]}-{target.name}"
+    if output.exists():
+        return output
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CompileError(
+            f"Could not create {output.parent}: {error.strerror}. Set RSEQLAB_CACHE to a folder that is writable."
+        ) from None
+    with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
+        made = Path(scratch) / target.name
+        command = target.command(made)
+        try:
+            result = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT_S,
+                env=os.environ | {"LC_ALL": "C.UTF-8"},
+            )
+        except subprocess.TimeoutExpired:
+            raise CompileError(f"{target.name}: the compiler still ran after {TIMEOUT_S} s", command) from None
+        if result.returncode:
+            raise CompileError(
+                f"{target.name}: {target.compiler} refused: {result.stderr.strip()[:500]}", command, result.stderr
+            )
+        os.replace(made, output)
+    return output
