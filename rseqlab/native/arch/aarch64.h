@@ -19,12 +19,15 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on);
- * pointers and values are operands in registers, named by the strings that a fragment takes. x15 to
+ * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on); the words
+ * of data are memory operands and what is stored there are values, named by the strings that a fragment takes. x15 to
  * x17 are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU
  * can put another one there.
  */
 #define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
+/* What a value operand may be. */
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+Q"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
@@ -44,17 +47,17 @@ static inline void *rl_thread_pointer(void)
 
 /* Leave to `label` if *v is not, or is, the value. */
 #define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
-	"ldr x17, [%[" v "]]\n\t"			\
+	"ldr x17, %[" v "]\n\t"			\
 	"cmp x17, %[" value "]\n\t"			\
 	"b.ne %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"ldr x15, [%[" v "]]\n\t"
+#define RL_ASM_LOAD(v)			"ldr x15, %[" v "]\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmp x15, %[" value "]\n\t"			\
 	"b.eq %l[" label "]\n\t"
 /* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"str x15, [%[" v "]]\n\t"
+#define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
 #define RL_ASM_MOVE_SCRATCH_BY(offset)	"add x15, x15, %[" offset "]\n\t"
 #define RL_ASM_FOLLOW_SCRATCH		"ldr x15, [x15]\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)			\
@@ -63,7 +66,7 @@ static inline void *rl_thread_pointer(void)
 	"str x17, [x15]\n\t"
 
 /* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
-#define RL_ASM_LOAD_BOX(v)		"ldr x14, [%[" v "]]\n\t"
+#define RL_ASM_LOAD_BOX(v)		"ldr x14, %[" v "]\n\t"
 #define RL_ASM_LOAD_FROM_BOX		"ldr x15, [x14]\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"str x15, [x14]\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
@@ -72,12 +75,12 @@ static inline void *rl_thread_pointer(void)
 	"b.ne %l[" label "]\n\t"
 #define RL_ASM_STORE_TO_BOX(value)	"str %[" value "], [x14]\n\t"
 
-#define RL_ASM_STORE(v, value)		"str %[" value "], [%[" v "]]\n\t"
-#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], [%[" v "]]\n\t"
+#define RL_ASM_STORE(v, value)		"str %[" value "], %[" v "]\n\t"
+#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], %[" v "]\n\t"
 #define RL_ASM_ADD(v, count)				\
-	"ldr x17, [%[" v "]]\n\t"			\
+	"ldr x17, %[" v "]\n\t"			\
 	"add x17, x17, %[" count "]\n\t"		\
-	"str x17, [%[" v "]]\n\t"
+	"str x17, %[" v "]\n\t"
 
 /* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)			\
@@ -152,10 +155,10 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	return value;
 }
 
-/* A 32-bit field of the area, by its place in it. */
-static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+/* A 32-bit field of the area, by its place in it; zero-extended, as an index is used. */
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
 {
-	uint32_t value;
+	uintptr_t value;
 
 	__asm__ volatile("ldr %w0, [%1]"
 			 : "=r"(value) : "r"((char *)rl_thread_pointer() + offset_bytes + field_bytes));

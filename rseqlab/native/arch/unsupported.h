@@ -17,6 +17,8 @@ static inline void *rl_thread_pointer(void)
 }
 
 #define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+m"
 #define RL_CLOBBERS		"memory"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS
 #define RL_CLOBBERS_COPY	RL_CLOBBERS
@@ -54,7 +56,7 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	return 0;
 }
 
-static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
 {
 	(void)offset_bytes, (void)field_bytes;
 	return 0;

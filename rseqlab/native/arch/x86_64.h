@@ -19,11 +19,14 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are offsets, used in the %fs segment; pointers and
- * values are operands in registers, named by the strings that a fragment takes. rax and rbx are scratch, and
+ * The fragments of a section. [area] and [field] are offsets, used in the %fs segment; the words of data
+ * are memory operands and what is stored there are values, named by the strings that a fragment takes. rax and rbx are scratch, and
  * rcx is the box: a pointer that the section itself has loaded, so that another CPU can put another one there.
  */
 #define RL_AREA(offset_bytes)	(offset_bytes)
+/* What a value operand may be: a register, or a constant that fits the instruction. */
+#define RL_VALUE		"er"
+#define RL_MEMORY		"+m"
 #define RL_CLOBBERS		"memory", "cc", "rax", "rbx"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi", "xmm15"
@@ -36,27 +39,27 @@ static inline void *rl_thread_pointer(void)
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"cmpl %[index], %%fs:(%[field])\n\t"	\
+	"cmpl %k[index], %%fs:(%[field])\n\t"	\
 	"jnz 4f\n\t"
 
 /* Leave to `label` if *v is not, or is, the value. */
 #define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
-	"cmpq %[" value "], (%[" v "])\n\t"		\
+	"cmpq %[" value "], %[" v "]\n\t"		\
 	"jnz %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"movq (%[" v "]), %%rbx\n\t"
+#define RL_ASM_LOAD(v)			"movq %[" v "], %%rbx\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmpq %[" value "], %%rbx\n\t"			\
 	"je %l[" label "]\n\t"
 /* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, (%[" v "])\n\t"
+#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, %[" v "]\n\t"
 #define RL_ASM_MOVE_SCRATCH_BY(offset)	"addq %[" offset "], %%rbx\n\t"
 #define RL_ASM_FOLLOW_SCRATCH		"movq (%%rbx), %%rbx\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%rbx)\n\t"
 
 /* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
-#define RL_ASM_LOAD_BOX(v)		"movq (%[" v "]), %%rcx\n\t"
+#define RL_ASM_LOAD_BOX(v)		"movq %[" v "], %%rcx\n\t"
 #define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%rbx\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%rbx, (%%rcx)\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
@@ -64,9 +67,9 @@ static inline void *rl_thread_pointer(void)
 	"jnz %l[" label "]\n\t"
 #define RL_ASM_STORE_TO_BOX(value)	"movq %[" value "], (%%rcx)\n\t"
 
-#define RL_ASM_STORE(v, value)		"movq %[" value "], (%[" v "])\n\t"
+#define RL_ASM_STORE(v, value)		"movq %[" value "], %[" v "]\n\t"
 #define RL_ASM_STORE_RELEASE(v, value)	RL_ASM_STORE(v, value)	/* x86 stores are not reordered */
-#define RL_ASM_ADD(v, count)		"addq %[" count "], (%[" v "])\n\t"
+#define RL_ASM_ADD(v, count)		"addq %[" count "], %[" v "]\n\t"
 
 /* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)		\
@@ -148,12 +151,12 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	return value;
 }
 
-/* A 32-bit field of the area, by its place in it. */
-static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+/* A 32-bit field of the area, by its place in it; zero-extended, as an index is used. */
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
 {
-	uint32_t value;
+	uintptr_t value;
 
-	__asm__ volatile("movl %%fs:(%1), %0" : "=r"(value) : "r"(offset_bytes + field_bytes));
+	__asm__ volatile("movl %%fs:(%1), %k0" : "=r"(value) : "r"(offset_bytes + field_bytes));
 	return value;
 }
 
