@@ -1,0 +1,113 @@
+"""percpu-instructions: how many instructions is every per-CPU operation, on both architectures?
+
+A user-mode emulator executes the operations one instruction at a time and writes each down, so the counts are
+exact and the same on every host. It has no rseq system call: the program sets the fields of an area of its own
+so that every compare succeeds. What is counted is the fast path in user space, no kernel and no abort, as a
+user pays it: the read of the index from the area and the way to the data of that index included, the operands
+and the place of the area in registers already.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rseqlab.lab import counted
+from rseqlab.lab.child import Failed
+from rseqlab.lab.compile import CompileError
+from rseqlab.lab.experiment import LINUX, Column, Experiment, Part, Task
+
+HERE = Path(__file__).parent / "c"
+REPEATS = 2
+
+
+def program(arch: str) -> Path:
+    """The built program with every loop. Raises CompileError."""
+    return counted.build(arch, "count-sections", [HERE / "count_sections.c"], depends=[HERE / "section_loops.h"])
+
+
+def refusal(arch: str) -> str | None:
+    """Why nothing can be counted for this architecture on this machine, or None."""
+    if reason := counted.missing(arch):
+        return reason
+    try:
+        program(arch)
+    except CompileError as error:
+        return f"{error} A static program needs the static C library of {arch}; `make deps` installs it."
+    return None
+
+
+def plan(profile: str) -> list[Part]:
+    """One part for each architecture; both profiles count the same, as counts do not vary."""
+    parts = []
+    for arch in counted.ARCHITECTURES:
+        skip = refusal(arch)
+        rows = 0 if skip else len(counted.loops(arch, program(arch))[0])
+        parts.append(Part(id=arch, rows=rows, timeout_s=300, arguments={"arch": arch}, skip=skip))
+    return parts
+
+
+def counts_of(arch: str, built: Path) -> Iterator[tuple[counted.Count, float]]:
+    """(count, instructions of its empty loop), counted twice. Raises Failed where the two differ."""
+    first, *others = (counted.count(arch, built) for _ in range(REPEATS))
+    for other in others:
+        for before, after in zip(first, other, strict=True):
+            if before != after:
+                raise Failed(
+                    f"{arch}, {before.loop.operation}: counted {before.instructions:g} instructions, then "
+                    f"{after.instructions:g}; the same program must execute the same"
+                )
+    empty = {one.loop.operation: one.instructions for one in first if one.loop.by == "none"}
+    for one in first:
+        yield one, empty[one.loop.empty]
+
+
+def why_not_whole(instructions: float) -> str | None:
+    """In words, that turns differ from each other; None where each is the same."""
+    if instructions == int(instructions):
+        return None
+    return f"not every turn takes the same way; the mean over {counted.MANY - counted.FEW} turns"
+
+
+def measure(task: Task) -> Iterator[dict]:
+    """Rows of one architecture."""
+    arch = task.arguments["arch"]
+    for one, loop_instructions in counts_of(arch, program(arch)):
+        loop = one.loop
+        if task.pending(arch, loop.operation, loop.by, "" if loop.bytes_copied is None else loop.bytes_copied):
+            yield {
+                "arch": arch,
+                "operation": loop.operation,
+                "by": loop.by,
+                "bytes_copied": loop.bytes_copied,
+                "instructions_per_operation": one.instructions,
+                "loop_instructions": loop_instructions,
+                "repeats": REPEATS,
+                "emulator": counted.emulator_version(arch),
+                "compiler": counted.compile.compiler_id(counted.compiler(arch)),
+                "code": one.code,
+                "reason": why_not_whole(one.instructions),
+            }
+
+
+EXPERIMENT = Experiment(
+    name="percpu-instructions",
+    question="How many instructions is every per-CPU operation, and what a program would use instead?",
+    serves="cost of the fast path without the noise of a machine, on both architectures",
+    columns=(
+        Column("arch", "text", "the architecture of the counted program", choices=counted.ARCHITECTURES),
+        Column("operation", "text", "a section, what a program would use instead, or the loop alone"),
+        Column("by", "text", "the field of the area that data is indexed by", choices=("cpu_id", "mm_cid", "none")),
+        Column("bytes_copied", "int", "by the section; none where it copies nothing", nullable=True, minimum=1),
+        Column("instructions_per_operation", "float", "executed in one turn, the loop included", minimum=1),
+        Column("loop_instructions", "float", "of a turn of the same loop without the operation", minimum=1),
+        Column("repeats", "int", "times that it was counted, each with the same result", minimum=2),
+        Column("emulator", "text", "what executed the program"),
+        Column("compiler", "text", "what compiled it"),
+        Column("code", "text", "the instructions of one turn by address, with how often where not once"),
+        Column("reason", "text", "why the count is not a whole number", nullable=True),
+    ),
+    key=("arch", "operation", "by", "bytes_copied"),
+    needs=(LINUX,),
+    seconds={"quick": 6, "full": 6},
+    plan=plan,
+    measure=measure,
+)
