@@ -39,7 +39,14 @@ SECTIONS = [
     ("cmpeqv_trymemcpy_storev_release", "committed"),
     ("cmpeqv_trymemcpy_storev other", "compare failed"),
     ("offset_deref_addv", "committed"),
-    ("v 86, v2 8, copied payload", None),
+    ("deref_cmpeqv_storev", "committed"),
+    ("deref_cmpeqv_storev other", "compare failed"),
+    ("deref_cmpeqv_storev elsewhere", "aborted"),
+    ("deref_cmpnev_storeoffp_load", "committed"),
+    ("head is second 1, loaded first 1", None),
+    ("deref_cmpnev_storeoffp_load empty", "compare failed"),
+    ("51 lengths copied, no byte too many", None),
+    ("v 90, v2 8, copied payload", None),
 ]
 EXPECTED = [
     *(f"{by} {what}: {result}" if result else what for by in BY for what, result in SECTIONS),

@@ -181,6 +181,25 @@ struct rl_at {
  * offset_deref_addv(v, offset_bytes, count)
  *	p = *(*v + offset_bytes)
  *	*p += count						commit
+ *
+ * deref_cmpeqv_storev(v, expect, value)			as cmpeqv_storev, on what *v points to
+ *	p = *v
+ *	if (*p != expect) compare failed
+ *	*p = value						commit
+ *
+ * deref_cmpnev_storeoffp_load(v, expect_not, next_bytes, load)
+ *	p = *v
+ *	q = *p
+ *	if (q == expect_not) compare failed
+ *	*load = q
+ *	*p = *(q + next_bytes)					commit
+ *
+ * The pointer of the deref sections is loaded inside, so that another CPU can take over what it points
+ * to: put another pointer there, then fence (rl_fence): no section that saw the old one still runs.
+ *
+ * What `by` means. With cpu_id and mm_cid no other thread of the process has the index at the same time,
+ * so a section has its data to itself. With node_id it only stays on the node: the node's other CPUs run
+ * at the same time, and data that they share needs atomic instructions as well.
  */
 
 enum rl_counter {

@@ -164,6 +164,60 @@ aborted:
 	return RL_ABORTED;
 }
 
+RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect, intptr_t value)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD_BOX("v")
+		RL_INJECT(2)
+		RL_ASM_LEAVE_UNLESS_BOX_HOLDS("expect", "differs")
+		RL_INJECT(3)
+		RL_ASM_STORE_TO_BOX("value")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [value] "r"(value)
+		: RL_CLOBBERS_BOX
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_t expect_not, ptrdiff_t next_bytes,
+					  intptr_t *load)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD_BOX("v")
+		RL_INJECT(2)
+		RL_ASM_LOAD_FROM_BOX
+		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
+		RL_ASM_STORE_SCRATCH("load")
+		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
+		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_STORE_SCRATCH_TO_BOX
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		:
+		: RL_GUARD(at), [v] "r"(v), [expect_not] "r"(expect_not), [next_bytes] "r"(next_bytes), [load] "r"(load)
+		: RL_CLOBBERS_BOX
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
 /* Two orders of the last store, stamped out: relaxed, and release for readers on other CPUs. */
 #define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST)						\
 RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intptr_t expect,	\

@@ -20,11 +20,13 @@ static inline void *rl_thread_pointer(void)
 
 /*
  * The fragments of a section. [area] and [field] are offsets, used in the %fs segment; pointers and
- * values are operands in registers, named by the strings that a fragment takes. rax and rbx are scratch.
+ * values are operands in registers, named by the strings that a fragment takes. rax and rbx are scratch, and
+ * rcx is the box: a pointer that the section itself has loaded, so that another CPU can put another one there.
  */
 #define RL_AREA(offset_bytes)	(offset_bytes)
 #define RL_CLOBBERS		"memory", "cc", "rax", "rbx"
-#define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi"
+#define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
+#define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi", "xmm15"
 
 /* Tell the kernel which section runs, then start it. */
 #define RL_ASM_BEGIN			\
@@ -53,16 +55,54 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_FOLLOW_SCRATCH		"movq (%%rbx), %%rbx\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%rbx)\n\t"
 
+/* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
+#define RL_ASM_LOAD_BOX(v)		"movq (%[" v "]), %%rcx\n\t"
+#define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%rbx\n\t"
+#define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%rbx, (%%rcx)\n\t"
+#define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
+	"cmpq %[" value "], (%%rcx)\n\t"		\
+	"jnz %l[" label "]\n\t"
+#define RL_ASM_STORE_TO_BOX(value)	"movq %[" value "], (%%rcx)\n\t"
+
 #define RL_ASM_STORE(v, value)		"movq %[" value "], (%[" v "])\n\t"
 #define RL_ASM_STORE_RELEASE(v, value)	RL_ASM_STORE(v, value)	/* x86 stores are not reordered */
 #define RL_ASM_ADD(v, count)		"addq %[" count "], (%[" v "])\n\t"
 
-/* Copies bytes; an interrupted `rep movsb` resumes or, here, starts over with the section. */
+/* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)		\
 	"movq %[" to "], %%rdi\n\t"		\
 	"movq %[" from "], %%rsi\n\t"		\
 	"movq %[" length "], %%rcx\n\t"		\
-	"rep movsb\n\t"
+	"subq $16, %%rcx\n\t"			\
+	"jb 6f\n"				\
+	"5:\n\t"				\
+	"movups (%%rsi), %%xmm15\n\t"		\
+	"movups %%xmm15, (%%rdi)\n\t"		\
+	"addq $16, %%rsi\n\t"			\
+	"addq $16, %%rdi\n\t"			\
+	"subq $16, %%rcx\n\t"			\
+	"jae 5b\n"				\
+	"6:\n\t"				\
+	"addq $16, %%rcx\n\t"			\
+	"jz 9f\n\t"				\
+	"subq $8, %%rcx\n\t"			\
+	"jb 7f\n\t"				\
+	"movq (%%rsi), %%rbx\n\t"		\
+	"movq %%rbx, (%%rdi)\n\t"		\
+	"jz 9f\n\t"				\
+	"addq $8, %%rsi\n\t"			\
+	"addq $8, %%rdi\n\t"			\
+	"jmp 8f\n"				\
+	"7:\n\t"				\
+	"addq $8, %%rcx\n"			\
+	"8:\n\t"				\
+	"movb (%%rsi), %%bl\n\t"		\
+	"movb %%bl, (%%rdi)\n\t"		\
+	"incq %%rsi\n\t"			\
+	"incq %%rdi\n\t"			\
+	"decq %%rcx\n\t"			\
+	"jnz 8b\n"				\
+	"9:\n\t"
 
 /*
  * Attack builds only: at a numbered point of the section, spin rl_inject[site].loops times, then trap
@@ -105,6 +145,15 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	uint32_t value;
 
 	__asm__ volatile("movl %%fs:4(%1), %0" : "=r"(value) : "r"(offset_bytes));
+	return value;
+}
+
+/* A 32-bit field of the area, by its place in it. */
+static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+{
+	uint32_t value;
+
+	__asm__ volatile("movl %%fs:(%1), %0" : "=r"(value) : "r"(offset_bytes + field_bytes));
 	return value;
 }
 
