@@ -68,9 +68,9 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 #define RL_SECTION static inline __attribute__((always_inline)) enum rl_result
 
 /* What every section is given: where to announce itself, and the index that must still hold. */
-#define RL_GUARD(at)							\
-	[area] "r"(RL_AREA((at).offset_bytes)),				\
-	[field] "r"(RL_AREA((at).offset_bytes + (ptrdiff_t)(at).by)),	\
+#define RL_GUARD(at)										\
+	[rseq_cs] RL_MEMORY(*(uint64_t *)(RL_AREA((at).offset_bytes) + offsetof(struct rl_area, rseq_cs))),	\
+	[field] RL_MEMORY(*(uint32_t *)(RL_AREA((at).offset_bytes) + (ptrdiff_t)(at).by)),	\
 	[index] "r"((at).index)
 
 RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
@@ -84,7 +84,7 @@ RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		: /* asm goto has no outputs */
-		: RL_GUARD(at), [v] "r"(v), [count] "r"(count)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [count] RL_OPERAND(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -105,7 +105,7 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [value] "r"(value)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [value] RL_STORED(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -126,13 +126,13 @@ RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expec
 		RL_ASM_LOAD("v")
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
 		RL_ASM_STORE_SCRATCH("v")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [expect_not] "r"(expect_not), [next_bytes] "r"(next_bytes), [load] "r"(load)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect_not] RL_OPERAND(expect_not), [next_bytes] "r"(next_bytes),
+		  [load] RL_MEMORY(*load)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -150,13 +150,12 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
-		RL_ASM_MOVE_SCRATCH_BY("offset_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("offset_bytes")
 		RL_ASM_ADD_TO_SCRATCH("count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [offset_bytes] "r"(offset_bytes), [count] "r"(count)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [offset_bytes] "r"(offset_bytes), [count] RL_OPERAND(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -179,7 +178,7 @@ RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [value] "r"(value)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [value] RL_STORED(value)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -202,13 +201,13 @@ RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_
 		RL_ASM_LOAD_FROM_BOX
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
 		RL_ASM_STORE_SCRATCH_TO_BOX
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [expect_not] "r"(expect_not), [next_bytes] "r"(next_bytes), [load] "r"(load)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect_not] RL_OPERAND(expect_not), [next_bytes] "r"(next_bytes),
+		  [load] RL_MEMORY(*load)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -219,7 +218,7 @@ aborted:
 }
 
 /* Two orders of the last store, stamped out: relaxed, and release for readers on other CPUs. */
-#define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST)						\
+#define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST, MEMORY)					\
 RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intptr_t expect,	\
 					      intptr_t *v2, intptr_t value2, intptr_t value)	\
 {												\
@@ -236,8 +235,8 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
 		:										\
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2),			\
-		  [value2] "r"(value2), [value] "r"(value)					\
+		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [v2] RL_MEMORY(*v2),	\
+		  [value2] RL_STORED(value2), [value] RL_STORED(value)				\
 		: RL_CLOBBERS									\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -264,8 +263,8 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
 		:										\
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [to] "r"(to), [from] "r"(from),	\
-		  [length_bytes] "r"(length_bytes), [value] "r"(value)				\
+		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [to] "r"(to), [from] "r"(from),	\
+		  [length_bytes] "r"(length_bytes), [value] RL_STORED(value)				\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -275,8 +274,8 @@ aborted:											\
 	return RL_ABORTED;									\
 }
 
-RL_DEFINE_STORING_SECTIONS(, RL_ASM_STORE)
-RL_DEFINE_STORING_SECTIONS(_release, RL_ASM_STORE_RELEASE)
+RL_DEFINE_STORING_SECTIONS(, RL_ASM_STORE, RL_MEMORY)
+RL_DEFINE_STORING_SECTIONS(_release, RL_ASM_STORE_RELEASE, RL_MEMORY_RELEASE)
 
 RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intptr_t *v2,
 				   intptr_t expect2, intptr_t value)
@@ -294,8 +293,8 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2), [expect2] "r"(expect2),
-		  [value] "r"(value)
+		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [v2] RL_MEMORY(*v2), [expect2] RL_OPERAND(expect2),
+		  [value] RL_STORED(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;

@@ -19,12 +19,17 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on);
- * pointers and values are operands in registers, named by the strings that a fragment takes. x15 to
- * x17 are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU
- * can put another one there.
+ * The fragments of a section. [rseq_cs] and [field] are places in the area; what a pointer leads to is a
+ * memory operand, so that the compiler chooses how to reach it (a releasing store takes a bare address), and
+ * values are registers or constants, all named by the strings that a fragment takes. x15 to x17 are scratch,
+ * and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put another one
+ * there.
  */
 #define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
+#define RL_MEMORY		"m"
+#define RL_MEMORY_RELEASE	"Q"
+#define RL_OPERAND		"rI"
+#define RL_STORED		"rZ"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
@@ -33,51 +38,50 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_BEGIN				\
 	"adrp x16, 3b\n\t"			\
 	"add x16, x16, :lo12:3b\n\t"		\
-	"str x16, [%[area], #8]\n"		\
+	"str x16, %[rseq_cs]\n"			\
 	"1:\n\t"
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"ldr w17, [%[field]]\n\t"		\
+	"ldr w17, %[field]\n\t"			\
 	"cmp w17, %w[index]\n\t"		\
 	"b.ne 4f\n\t"
 
 /* Leave to `label` if *v is not, or is, the value. */
 #define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
-	"ldr x17, [%[" v "]]\n\t"			\
+	"ldr x17, %[" v "]\n\t"			\
 	"cmp x17, %[" value "]\n\t"			\
 	"b.ne %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"ldr x15, [%[" v "]]\n\t"
+#define RL_ASM_LOAD(v)			"ldr x15, %[" v "]\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmp x15, %[" value "]\n\t"			\
 	"b.eq %l[" label "]\n\t"
-/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"str x15, [%[" v "]]\n\t"
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	"add x15, x15, %[" offset "]\n\t"
-#define RL_ASM_FOLLOW_SCRATCH		"ldr x15, [x15]\n\t"
+/* *v = scratch, scratch = *(scratch + offset), *scratch += count */
+#define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"ldr x15, [x15, %[" offset "]]\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)			\
 	"ldr x17, [x15]\n\t"				\
 	"add x17, x17, %[" count "]\n\t"		\
 	"str x17, [x15]\n\t"
 
 /* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
-#define RL_ASM_LOAD_BOX(v)		"ldr x14, [%[" v "]]\n\t"
+#define RL_ASM_LOAD_BOX(v)		"ldr x14, %[" v "]\n\t"
 #define RL_ASM_LOAD_FROM_BOX		"ldr x15, [x14]\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"str x15, [x14]\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
 	"ldr x17, [x14]\n\t"				\
 	"cmp x17, %[" value "]\n\t"			\
 	"b.ne %l[" label "]\n\t"
-#define RL_ASM_STORE_TO_BOX(value)	"str %[" value "], [x14]\n\t"
+#define RL_ASM_STORE_TO_BOX(value)	"str %x[" value "], [x14]\n\t"
 
-#define RL_ASM_STORE(v, value)		"str %[" value "], [%[" v "]]\n\t"
-#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], [%[" v "]]\n\t"
+#define RL_ASM_STORE(v, value)		"str %x[" value "], %[" v "]\n\t"
+#define RL_ASM_STORE_RELEASE(v, value)	"stlr %x[" value "], %[" v "]\n\t"
 #define RL_ASM_ADD(v, count)				\
-	"ldr x17, [%[" v "]]\n\t"			\
+	"ldr x17, %[" v "]\n\t"			\
 	"add x17, x17, %[" count "]\n\t"		\
-	"str x17, [%[" v "]]\n\t"
+	"str x17, %[" v "]\n\t"
 
 /* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)			\
@@ -157,8 +161,8 @@ static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_byt
 {
 	uint32_t value;
 
-	__asm__ volatile("ldr %w0, [%1]"
-			 : "=r"(value) : "r"((char *)rl_thread_pointer() + offset_bytes + field_bytes));
+	__asm__ volatile("ldr %w0, %1"
+			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
 	return value;
 }
 

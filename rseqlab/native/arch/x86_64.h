@@ -19,11 +19,16 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are offsets, used in the %fs segment; pointers and
- * values are operands in registers, named by the strings that a fragment takes. rax and rbx are scratch, and
- * rcx is the box: a pointer that the section itself has loaded, so that another CPU can put another one there.
+ * The fragments of a section. [rseq_cs] and [field] are places in the %fs segment; what a pointer leads to is
+ * a memory operand, so that the compiler chooses how to reach it, and values are registers or constants, all
+ * named by the strings that a fragment takes. rax and rbx are scratch, and rcx is the box: a pointer that the
+ * section itself has loaded, so that another CPU can put another one there.
  */
-#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_AREA(offset_bytes)	((char *)(offset_bytes))
+#define RL_MEMORY		"m"
+#define RL_MEMORY_RELEASE	"m"
+#define RL_OPERAND		"er"
+#define RL_STORED		"er"
 #define RL_CLOBBERS		"memory", "cc", "rax", "rbx"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi", "xmm15"
@@ -31,32 +36,31 @@ static inline void *rl_thread_pointer(void)
 /* Tell the kernel which section runs, then start it. */
 #define RL_ASM_BEGIN			\
 	"leaq 3b(%%rip), %%rax\n\t"	\
-	"movq %%rax, %%fs:8(%[area])\n"	\
+	"movq %%rax, %%fs:%[rseq_cs]\n"	\
 	"1:\n\t"
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"cmpl %[index], %%fs:(%[field])\n\t"	\
+	"cmpl %[index], %%fs:%[field]\n\t"	\
 	"jnz 4f\n\t"
 
 /* Leave to `label` if *v is not, or is, the value. */
 #define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
-	"cmpq %[" value "], (%[" v "])\n\t"		\
+	"cmpq %[" value "], %[" v "]\n\t"		\
 	"jnz %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"movq (%[" v "]), %%rbx\n\t"
+#define RL_ASM_LOAD(v)			"movq %[" v "], %%rbx\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmpq %[" value "], %%rbx\n\t"			\
 	"je %l[" label "]\n\t"
-/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, (%[" v "])\n\t"
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	"addq %[" offset "], %%rbx\n\t"
-#define RL_ASM_FOLLOW_SCRATCH		"movq (%%rbx), %%rbx\n\t"
+/* *v = scratch, scratch = *(scratch + offset), *scratch += count */
+#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, %[" v "]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"movq (%%rbx,%[" offset "]), %%rbx\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%rbx)\n\t"
 
 /* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
-#define RL_ASM_LOAD_BOX(v)		"movq (%[" v "]), %%rcx\n\t"
+#define RL_ASM_LOAD_BOX(v)		"movq %[" v "], %%rcx\n\t"
 #define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%rbx\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%rbx, (%%rcx)\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
@@ -64,9 +68,9 @@ static inline void *rl_thread_pointer(void)
 	"jnz %l[" label "]\n\t"
 #define RL_ASM_STORE_TO_BOX(value)	"movq %[" value "], (%%rcx)\n\t"
 
-#define RL_ASM_STORE(v, value)		"movq %[" value "], (%[" v "])\n\t"
+#define RL_ASM_STORE(v, value)		"movq %[" value "], %[" v "]\n\t"
 #define RL_ASM_STORE_RELEASE(v, value)	RL_ASM_STORE(v, value)	/* x86 stores are not reordered */
-#define RL_ASM_ADD(v, count)		"addq %[" count "], (%[" v "])\n\t"
+#define RL_ASM_ADD(v, count)		"addq %[" count "], %[" v "]\n\t"
 
 /* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)		\
@@ -153,7 +157,8 @@ static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_byt
 {
 	uint32_t value;
 
-	__asm__ volatile("movl %%fs:(%1), %0" : "=r"(value) : "r"(offset_bytes + field_bytes));
+	__asm__ volatile("movl %%fs:%1, %0"
+			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
 	return value;
 }
 
