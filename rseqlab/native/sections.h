@@ -69,7 +69,7 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 
 /* What every section is given: where to announce itself, and the index that must still hold. */
 #define RL_GUARD(at)										\
-	[rseq_cs] RL_MEMORY(*(uint64_t *)(RL_AREA((at).offset_bytes) + offsetof(struct rl_area, rseq_cs))),	\
+	[area] "r"(RL_AREA((at).offset_bytes)),							\
 	[field] RL_MEMORY(*(uint32_t *)(RL_AREA((at).offset_bytes) + (ptrdiff_t)(at).by)),	\
 	[index] "r"((at).index)
 
@@ -263,8 +263,8 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
 		:										\
-		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [to] "r"(to), [from] "r"(from),	\
-		  [length_bytes] "r"(length_bytes), [value] RL_STORED(value)				\
+		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [to] RL_BYTES(to), [from] RL_BYTES(from),	\
+		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_STORED(value)				\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\

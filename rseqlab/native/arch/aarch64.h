@@ -19,7 +19,7 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [rseq_cs] and [field] are places in the area; what a pointer leads to is a
+ * The fragments of a section. [area] is its address and [field] a place in it; what a pointer leads to is a
  * memory operand, so that the compiler chooses how to reach it (a releasing store takes a bare address), and
  * values are registers or constants, all named by the strings that a fragment takes. x15 to x17 are scratch,
  * and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put another one
@@ -30,6 +30,8 @@ static inline void *rl_thread_pointer(void)
 #define RL_MEMORY_RELEASE	"Q"
 #define RL_OPERAND		"rI"
 #define RL_STORED		"rZ"
+#define RL_LENGTH		"r"
+#define RL_BYTES(pointer)	"r"(pointer)
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
@@ -38,7 +40,7 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_BEGIN				\
 	"adrp x16, 3b\n\t"			\
 	"add x16, x16, :lo12:3b\n\t"		\
-	"str x16, %[rseq_cs]\n"			\
+	"str x16, [%[area], #8]\n"		\
 	"1:\n\t"
 
 /* Abort unless the area's field [field] still holds [index]. */

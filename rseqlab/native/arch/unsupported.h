@@ -21,6 +21,8 @@ static inline void *rl_thread_pointer(void)
 #define RL_MEMORY_RELEASE	"m"
 #define RL_OPERAND		"r"
 #define RL_STORED		"r"
+#define RL_LENGTH		"r"
+#define RL_BYTES(pointer)	"r"(pointer)
 #define RL_CLOBBERS		"memory"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS
 #define RL_CLOBBERS_COPY	RL_CLOBBERS
