@@ -4,13 +4,14 @@ A user-mode emulator executes the operations one instruction at a time and write
 exact and the same on every host. It has no rseq system call: the program sets the fields of an area of its own
 so that every compare succeeds. What is counted is the fast path in user space, no kernel and no abort, as a
 user pays it: the read of the index from the area and the way to the data of that index included, the operands
-and the place of the area in registers already.
+in registers already. The offset of the area is in a register (``ours``) or in a variable that is loaded each
+time (``ours-offset-loaded``); librseq (``theirs``) always loads it. The loops are those that percpu-peers times.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from rseqlab.lab import counted
+from rseqlab.lab import counted, librseq
 from rseqlab.lab.child import Failed
 from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import LINUX, Column, Experiment, Part, Task
@@ -18,31 +19,55 @@ from rseqlab.lab.experiment import LINUX, Column, Experiment, Part, Task
 HERE = Path(__file__).parent / "c"
 REPEATS = 2
 
-
-def program(arch: str) -> Path:
-    """The built program with every loop. Raises CompileError."""
-    return counted.build(arch, "count-sections", [HERE / "count_sections.c"], depends=[HERE / "section_loops.h"])
+WHO = ("ours", "ours-offset-loaded", "theirs")
 
 
-def refusal(arch: str) -> str | None:
+def program(arch: str, peers: bool) -> Path:
+    """The built program with every loop, librseq's among them or not. Raises CompileError."""
+    headers = librseq.find() if peers else None
+    return counted.build(
+        arch,
+        "count-sections",
+        [HERE / "count_sections.c"],
+        headers.flags if headers else (),
+        [*sorted(HERE.glob("*.h")), *(headers.files if headers else ())],
+    )
+
+
+def refusal(arch: str, peers: bool = False) -> str | None:
     """Why nothing can be counted for this architecture on this machine, or None."""
-    if reason := counted.missing(arch):
+    if reason := counted.missing(arch) or (librseq.missing() if peers else None):
         return reason
     try:
-        program(arch)
+        program(arch, peers)
     except CompileError as error:
+        if peers and refusal(arch) is None:
+            return f"What was found of librseq does not compile for {arch}. {error}"
         return f"{error} A static program needs the static C library of {arch}; `make deps` installs it."
     return None
 
 
 def plan(profile: str) -> list[Part]:
-    """One part for each architecture; both profiles count the same, as counts do not vary."""
+    """Each architecture, without librseq and with it; both profiles count the same, as counts do not vary."""
     parts = []
     for arch in counted.ARCHITECTURES:
-        skip = refusal(arch)
-        rows = 0 if skip else len(counted.loops(arch, program(arch))[0])
-        parts.append(Part(id=arch, rows=rows, timeout_s=300, arguments={"arch": arch}, skip=skip))
+        for peers in (False, True):
+            skip = refusal(arch, peers)
+            parts.append(
+                Part(
+                    id=arch.replace("_", "-") + ("-librseq" if peers else ""),
+                    rows=0 if skip else len(_wanted(counted.loops(arch, program(arch, peers))[0], peers)),
+                    timeout_s=300,
+                    arguments={"arch": arch, "peers": peers},
+                    skip=skip,
+                )
+            )
     return parts
+
+
+def _wanted(loops: list[counted.Loop], peers: bool) -> list[counted.Loop]:
+    """With librseq only its own, and without it all: no loop is counted twice."""
+    return [loop for loop in loops if not peers or loop.who == "theirs"]
 
 
 def counts_of(arch: str, built: Path) -> Iterator[tuple[counted.Count, float]]:
@@ -68,13 +93,15 @@ def why_not_whole(instructions: float) -> str | None:
 
 
 def measure(task: Task) -> Iterator[dict]:
-    """Rows of one architecture."""
-    arch = task.arguments["arch"]
-    for one, loop_instructions in counts_of(arch, program(arch)):
-        loop = one.loop
-        if task.pending(arch, loop.operation, loop.by, "" if loop.bytes_copied is None else loop.bytes_copied):
+    """Rows of one architecture, ours or librseq's."""
+    arch, peers = task.arguments["arch"], task.arguments["peers"]
+    for one, loop_instructions in counts_of(arch, program(arch, peers)):
+        loop, who = one.loop, one.loop.who.replace("_", "-")
+        key = (arch, who, loop.operation, loop.by, "" if loop.bytes_copied is None else loop.bytes_copied)
+        if _wanted([loop], peers) and task.pending(*key):
             yield {
                 "arch": arch,
+                "who": who,
                 "operation": loop.operation,
                 "by": loop.by,
                 "bytes_copied": loop.bytes_copied,
@@ -83,7 +110,8 @@ def measure(task: Task) -> Iterator[dict]:
                 "repeats": REPEATS,
                 "emulator": counted.emulator_version(arch),
                 "compiler": counted.compile.compiler_id(counted.compiler(arch)),
-                "code": one.code,
+                "peer": librseq.find().title if peers else None,
+                "code": None if peers else one.code,
                 "reason": why_not_whole(one.instructions),
             }
 
@@ -94,6 +122,7 @@ EXPERIMENT = Experiment(
     serves="cost of the fast path without the noise of a machine, on both architectures",
     columns=(
         Column("arch", "text", "the architecture of the counted program", choices=counted.ARCHITECTURES),
+        Column("who", "text", "whose section, and where the area's offset comes from", choices=WHO),
         Column("operation", "text", "a section, what a program would use instead, or the loop alone"),
         Column("by", "text", "the field of the area that data is indexed by", choices=("cpu_id", "mm_cid", "none")),
         Column("bytes_copied", "int", "by the section; none where it copies nothing", nullable=True, minimum=1),
@@ -102,10 +131,16 @@ EXPERIMENT = Experiment(
         Column("repeats", "int", "times that it was counted, each with the same result", minimum=2),
         Column("emulator", "text", "what executed the program"),
         Column("compiler", "text", "what compiled it"),
-        Column("code", "text", "the instructions of one turn by address, with how often where not once"),
+        Column("peer", "text", "which headers of librseq, where it is theirs", nullable=True),
+        Column(
+            "code",
+            "text",
+            "the instructions of one turn by address, with how often where not once; of ours only",
+            nullable=True,
+        ),
         Column("reason", "text", "why the count is not a whole number", nullable=True),
     ),
-    key=("arch", "operation", "by", "bytes_copied"),
+    key=("arch", "who", "operation", "by", "bytes_copied"),
     needs=(LINUX,),
     seconds={"quick": 6, "full": 6},
     plan=plan,

@@ -14,10 +14,6 @@
 enum { INDEX = 3 };
 
 ptrdiff_t kept_offset_bytes;
-#ifdef RSEQLAB_PEER
-ptrdiff_t rseq_offset;	/* the variable in which librseq keeps it; its library defines it */
-unsigned int rseq_size, rseq_flags, rseq_feature_size = 32;
-#endif
 
 extern const char __start_rl_counted[], __stop_rl_counted[];
 

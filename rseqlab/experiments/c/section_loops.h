@@ -31,7 +31,7 @@ struct node {
 struct slot {
 	intptr_t value;
 	intptr_t second;
-	intptr_t *target;	/* of offset_deref_addv: points to `value` */
+	intptr_t *target;	/* points to `value` */
 	struct node nodes[2];	/* each is the other's next: the list is never empty */
 	char to[MOST_BYTES];
 } __attribute__((aligned(512)));
@@ -46,7 +46,7 @@ struct bench {
 };
 
 /* Where a library keeps what libc told it, for the loops that load it each turn. */
-extern ptrdiff_t kept_offset_bytes;
+extern ptrdiff_t kept_offset_bytes __attribute__((visibility("hidden")));
 
 /* What the slots must hold before the first turn, and afterwards. */
 enum shape {
@@ -72,25 +72,14 @@ struct loop {
 #define LOOP_FUNCTION __attribute__((noinline, noclone, section("rl_counted"), aligned(64)))
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 
-/* The field of the area that data is indexed by, one load. */
-static inline __attribute__((always_inline)) int32_t index_of(ptrdiff_t offset_bytes, enum rl_by by)
-{
-#if defined(__x86_64__)
-	int32_t value;
+/* Where a turn's section runs: the index, read anew. PLACE is the offset of the area. */
+#define AT(FIELD, PLACE)									\
+	({ const ptrdiff_t place_ = (PLACE);							\
+	   (struct rl_at){ place_, FIELD, (int32_t)rl_read_field(place_, FIELD) }; })
 
-	__asm__ volatile("movl %%fs:%1, %0" : "=r"(value) : "m"(*(const int32_t *)(offset_bytes + (ptrdiff_t)by)));
-	return value;
-#else
-	return *(const volatile int32_t *)((char *)rl_thread_pointer() + offset_bytes + by);
-#endif
-}
-
-/*
- * `i` is the turn and `next` the turn after. OFFSET is evaluated every turn; ONCE may use at, slot, bench, i
- * and next.
- */
-#define DEFINE_LOOP(who, operation, by_, FIELD, bytes, OFFSET, ONCE)				\
-LOOP_FUNCTION static int who##_##operation##_##bytes##_##by_(struct bench *bench, intptr_t iterations)	\
+/* `i` is the turn and `next` the turn after. HERE is evaluated every turn; ONCE may use at, slot, bench, i and next. */
+#define DEFINE_LOOP(who, operation, by, bytes, HERE, ONCE)					\
+LOOP_FUNCTION static int who##_##operation##_##bytes##_##by(struct bench *bench, intptr_t iterations)	\
 {												\
 	struct slot *const slots = bench->slots;						\
 	const ptrdiff_t offset_bytes = bench->offset_bytes;					\
@@ -101,8 +90,7 @@ LOOP_FUNCTION static int who##_##operation##_##bytes##_##by_(struct bench *bench
 	do {											\
 		next = i + 1;									\
 		for (;;) {									\
-			const ptrdiff_t here = (OFFSET);					\
-			const struct rl_at at = { here, FIELD, index_of(here, FIELD) };		\
+			const struct rl_at at = HERE;						\
 			struct slot *const slot = &slots[at.index];				\
 			const enum rl_result result = (ONCE);					\
 												\
@@ -157,22 +145,24 @@ ATTRIBUTES LOOP_FUNCTION static int plain_##operation(struct bench *bench, intpt
 	X(cmpeqv_trymemcpy_storev_release, 64, COUNTS_AND_COPIES, turns, COPY_OF(_release, 64), __VA_ARGS__)	\
 	X(cmpeqv_trymemcpy_storev_release, 256, COUNTS_AND_COPIES, turns, COPY_OF(_release, 256), __VA_ARGS__)	\
 	X(offset_deref_addv, 0, COUNTS_THROUGH, nothing,					\
-	  rl_offset_deref_addv(at, &slot->second, offsetof(struct slot, target), 1), __VA_ARGS__)
+	  rl_offset_deref_addv(at, &slot->second, offsetof(struct slot, target), 1), __VA_ARGS__)	\
+	X(deref_cmpeqv_storev, 0, COUNTS, turns, rl_deref_cmpeqv_storev(at, &slot->target, i, next), __VA_ARGS__)	\
+	X(deref_cmpnev_storeoffp_load, 0, TAKES, nothing,					\
+	  rl_deref_cmpnev_storeoffp_load(at, &slot->target, 0, offsetof(struct node, next), &bench->loaded), __VA_ARGS__)
 
 #define COPY_OF(order, bytes)									\
 	rl_cmpeqv_trymemcpy_storev##order(at, &slot->value, i, slot->to, bench->from, bytes, next)
 
-#define DEFINE_SECTION_LOOP(operation, bytes, shape, empty, ONCE, who, by, FIELD, OFFSET)	\
-	DEFINE_LOOP(who, operation, by, FIELD, bytes, OFFSET, ONCE)
-#define SECTION_ENTRY(operation, bytes, shape, empty, ONCE, who, by, FIELD, OFFSET)		\
+#define DEFINE_SECTION_LOOP(operation, bytes, shape, empty, ONCE, who, by, HERE)		\
+	DEFINE_LOOP(who, operation, by, bytes, HERE, ONCE)
+#define SECTION_ENTRY(operation, bytes, shape, empty, ONCE, who, by, HERE)				\
 	{ #who, #operation, #by, (bytes) ? (bytes) : -1, shape, who##_##operation##_##bytes##_##by, #empty },
 
-SECTIONS(DEFINE_SECTION_LOOP, ours, cpu_id, RL_BY_CPU_ID, offset_bytes)
-SECTIONS(DEFINE_SECTION_LOOP, ours, mm_cid, RL_BY_MM_CID, offset_bytes)
-
+SECTIONS(DEFINE_SECTION_LOOP, ours, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
+SECTIONS(DEFINE_SECTION_LOOP, ours, mm_cid, AT(RL_BY_MM_CID, offset_bytes))
+SECTIONS(DEFINE_SECTION_LOOP, ours_offset_loaded, cpu_id, AT(RL_BY_CPU_ID, kept_offset_bytes))
 #ifdef RSEQLAB_PEER
-SECTIONS(DEFINE_SECTION_LOOP, ours_offset_loaded, cpu_id, RL_BY_CPU_ID, kept_offset_bytes)
-PEER_SECTIONS(DEFINE_SECTION_LOOP, theirs, cpu_id, PEER_CPU_ID, 0)
+PEER_SECTIONS(DEFINE_SECTION_LOOP, theirs, cpu_id, PEER_AT)
 #endif
 
 /* What a program does instead of a section, and the loops alone. */
@@ -213,11 +203,11 @@ DEFINE_PLAIN_LOOP(cas_pop_push_lse, __attribute__((target("arch=armv8.1-a"))), e
 #endif
 
 static const struct loop loops[] = {
-	SECTIONS(SECTION_ENTRY, ours, cpu_id, RL_BY_CPU_ID, offset_bytes)
-	SECTIONS(SECTION_ENTRY, ours, mm_cid, RL_BY_MM_CID, offset_bytes)
+	SECTIONS(SECTION_ENTRY, ours, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
+	SECTIONS(SECTION_ENTRY, ours, mm_cid, AT(RL_BY_MM_CID, offset_bytes))
+	SECTIONS(SECTION_ENTRY, ours_offset_loaded, cpu_id, AT(RL_BY_CPU_ID, kept_offset_bytes))
 #ifdef RSEQLAB_PEER
-	SECTIONS(SECTION_ENTRY, ours_offset_loaded, cpu_id, RL_BY_CPU_ID, kept_offset_bytes)
-	PEER_SECTIONS(SECTION_ENTRY, theirs, cpu_id, PEER_CPU_ID, 0)
+	PEER_SECTIONS(SECTION_ENTRY, theirs, cpu_id, PEER_AT)
 #endif
 	PLAIN_LOOPS(PLAIN_ENTRY)
 	PLAIN_LOOPS_OF_ARCH(PLAIN_ENTRY)
