@@ -23,16 +23,6 @@ TECHNIQUES = (
 )
 """``rseq-again`` is ``rseq`` once more: the A/A null."""
 
-_LOOPS = {
-    "rseq": "RL_COUNT_RSEQ",
-    "rseq-again": "RL_COUNT_RSEQ",
-    "thread-local": "RL_COUNT_THREAD_LOCAL",
-    "atomic-own-line": "RL_COUNT_ATOMIC_OWN_LINE",
-    "atomic-shared-line": "RL_COUNT_ATOMIC_SHARED",
-    "mutex": "RL_COUNT_MUTEX",
-    "sched_getcpu-atomic": "RL_COUNT_GETCPU_ATOMIC",
-}
-
 PROFILE = {
     "quick": {"processes": 6, "rounds": 5, "batch_ns": 2_000_000},
     "full": {"processes": 15, "rounds": 10, "batch_ns": 5_000_000},
@@ -75,21 +65,21 @@ def measure(task: Task) -> Iterator[dict]:
         # As many threads as CPUs is a question about those CPUs; a crowd is the scheduler's to place.
         cpus = ffi.new("int32_t[]", allowed[-threads:] if threads <= len(allowed) else [-1] * threads)
         job = ffi.new(
-            "struct rl_counter_job *",
+            "struct rl_ops_job *",
             {
-                "technique": getattr(lib, _LOOPS[technique]),
+                "technique": lib.rl_ops_find(f"counter/{technique.removesuffix('-again')}".encode()),
                 "threads": threads,
                 "iterations": iterations,
                 "cpus": cpus,
-                "slots": slots,
+                "indices": slots,
             },
         )
-        outcome = ffi.new("struct rl_counter_outcome *")
-        answer = lib.rl_counter_run(job, outcome)
+        outcome = ffi.new("struct rl_ops_outcome *")
+        answer = lib.rl_ops_run(job, outcome)
         increments = threads * iterations
-        if answer or outcome.sum != increments:
+        if answer or outcome.done != increments:
             raise Failed(
-                f"{technique}, {threads} threads: {increments} increments summed up to {outcome.sum}; "
+                f"{technique}, {threads} threads: {increments} increments summed up to {outcome.done}; "
                 f"the run answered {answer}"
             )
         return {
@@ -99,8 +89,8 @@ def measure(task: Task) -> Iterator[dict]:
             "elapsed_ns": outcome.elapsed_ns,
             "cpu_ns": outcome.cpu_ns,
             "increments": increments,
-            "sum": outcome.sum,
-            "aborts": outcome.aborts,
+            "sum": outcome.done,
+            "aborts": outcome.aborts.moved + outcome.aborts.migrated + outcome.aborts.interrupted,
             "context_switches": outcome.switches,
             "cpu_ns_per_increment": outcome.cpu_ns / increments,
             "elapsed_ns_per_increment": outcome.elapsed_ns / increments,

@@ -68,23 +68,23 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 #define RL_SECTION static inline __attribute__((always_inline)) enum rl_result
 
 /* What every section is given: where to announce itself, and the index that must still hold. */
-#define RL_GUARD(at)										\
-	[area] "r"(RL_AREA((at).offset_bytes)),							\
-	[field] RL_MEMORY(*(uint32_t *)(RL_AREA((at).offset_bytes) + (ptrdiff_t)(at).by)),	\
+#define RL_GUARD(at)							\
+	[area] "r"(RL_AREA((at).offset_bytes)),				\
+	[field] "r"(RL_AREA((at).offset_bytes + (ptrdiff_t)(at).by)),	\
 	[index] "r"((at).index)
 
 RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_ADD("v", "count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		: /* asm goto has no outputs */
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [count] RL_OPERAND(count)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -96,7 +96,7 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
@@ -104,8 +104,8 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 		RL_ASM_STORE("v", "value")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [value] RL_STORED(value)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -120,19 +120,19 @@ RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expec
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
+		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
+		RL_ASM_FOLLOW_SCRATCH
 		RL_ASM_STORE_SCRATCH("v")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect_not] RL_OPERAND(expect_not), [next_bytes] "r"(next_bytes),
-		  [load] RL_MEMORY(*load)
+		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] RL_VALUE(next_bytes)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -146,16 +146,17 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
-		RL_ASM_FOLLOW_SCRATCH_AT("offset_bytes")
+		RL_ASM_MOVE_SCRATCH_BY("offset_bytes")
+		RL_ASM_FOLLOW_SCRATCH
 		RL_ASM_ADD_TO_SCRATCH("count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [offset_bytes] "r"(offset_bytes), [count] RL_OPERAND(count)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [offset_bytes] RL_VALUE(offset_bytes), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -167,7 +168,7 @@ RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD_BOX("v")
@@ -177,8 +178,8 @@ RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect
 		RL_ASM_STORE_TO_BOX("value")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [value] RL_STORED(value)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -193,7 +194,7 @@ RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD_BOX("v")
@@ -201,13 +202,13 @@ RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_
 		RL_ASM_LOAD_FROM_BOX
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
+		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
+		RL_ASM_FOLLOW_SCRATCH
 		RL_ASM_STORE_SCRATCH_TO_BOX
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect_not] RL_OPERAND(expect_not), [next_bytes] "r"(next_bytes),
-		  [load] RL_MEMORY(*load)
+		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] RL_VALUE(next_bytes)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -218,13 +219,13 @@ aborted:
 }
 
 /* Two orders of the last store, stamped out: relaxed, and release for readers on other CPUs. */
-#define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST, MEMORY)					\
+#define RL_DEFINE_STORING_SECTIONS(suffix, STORE_LAST)						\
 RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intptr_t expect,	\
 					      intptr_t *v2, intptr_t value2, intptr_t value)	\
 {												\
 	if (!RL_SUPPORTED)									\
 		return RL_UNSUPPORTED;								\
-	__asm__ goto(										\
+	__asm__ volatile goto(									\
 		RL_SECTION_BEGIN								\
 		RL_INJECT(1)									\
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
@@ -234,9 +235,9 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 		STORE_LAST("v", "value")							\
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
-		:										\
-		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [v2] RL_MEMORY(*v2),	\
-		  [value2] RL_STORED(value2), [value] RL_STORED(value)				\
+		: [v] RL_MEMORY(*v), [v2] RL_MEMORY(*v2)					\
+		: RL_GUARD(at), [expect] RL_VALUE(expect),					\
+		  [value2] RL_VALUE(value2), [value] RL_VALUE(value)				\
 		: RL_CLOBBERS									\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -252,7 +253,7 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 {												\
 	if (!RL_SUPPORTED)									\
 		return RL_UNSUPPORTED;								\
-	__asm__ goto(										\
+	__asm__ volatile goto(									\
 		RL_SECTION_BEGIN								\
 		RL_INJECT(1)									\
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
@@ -262,9 +263,9 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		STORE_LAST("v", "value")							\
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
-		:										\
-		: RL_GUARD(at), [v] MEMORY(*v), [expect] RL_OPERAND(expect), [to] RL_BYTES(to), [from] RL_BYTES(from),	\
-		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_STORED(value)				\
+		: [v] RL_MEMORY(*v)								\
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] "r"(to), [from] "r"(from),	\
+		  [length_bytes] "r"(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -274,15 +275,15 @@ aborted:											\
 	return RL_ABORTED;									\
 }
 
-RL_DEFINE_STORING_SECTIONS(, RL_ASM_STORE, RL_MEMORY)
-RL_DEFINE_STORING_SECTIONS(_release, RL_ASM_STORE_RELEASE, RL_MEMORY_RELEASE)
+RL_DEFINE_STORING_SECTIONS(, RL_ASM_STORE)
+RL_DEFINE_STORING_SECTIONS(_release, RL_ASM_STORE_RELEASE)
 
 RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intptr_t *v2,
 				   intptr_t expect2, intptr_t value)
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
@@ -292,9 +293,8 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 		RL_ASM_STORE("v", "value")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] RL_MEMORY(*v), [expect] RL_OPERAND(expect), [v2] RL_MEMORY(*v2), [expect2] RL_OPERAND(expect2),
-		  [value] RL_STORED(value)
+		: [v] RL_MEMORY(*v), [v2] RL_MEMORY(*v2)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [expect2] RL_VALUE(expect2), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;

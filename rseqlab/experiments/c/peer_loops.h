@@ -35,14 +35,14 @@ ptrdiff_t rseq_offset;
 unsigned int rseq_size, rseq_flags, rseq_feature_size;
 
 /* They read cpu_id_start where these loops read cpu_id: on a registered thread both hold the same. */
-#define PEER_AT ((struct rl_at){ 0, RL_BY_CPU_ID, (int32_t)rseq_cpu_start() })
+#define PEER_AT ((struct rl_at){ 0, RL_BY_CPU_ID, rseq_cpu_start() })
 
 /* 0 committed, 1 compare failed, -1 aborted */
 #define PEER_RESULT(answer)							\
 	({ const int answer_ = (answer);					\
 	   !answer_ ? RL_COMMITTED : answer_ > 0 ? RL_COMPARE_FAILED : RL_ABORTED; })
 #define PEER(operation, order, ...)						\
-	PEER_RESULT(operation(RSEQ_MO_##order, RSEQ_PERCPU_CPU_ID, __VA_ARGS__, at.index))
+	PEER_RESULT(operation(RSEQ_MO_##order, RSEQ_PERCPU_CPU_ID, __VA_ARGS__, (int)at.index))
 #define PEER_COPY_OF(order, bytes)						\
 	PEER(PEER_COMPARE_COPY_STORE, order, &slot->value, i, slot->to, bench->from, bytes, next)
 

@@ -75,7 +75,7 @@ struct loop {
 /* Where a turn's section runs: the index, read anew. PLACE is the offset of the area. */
 #define AT(FIELD, PLACE)									\
 	({ const ptrdiff_t place_ = (PLACE);							\
-	   (struct rl_at){ place_, FIELD, (int32_t)rl_read_field(place_, FIELD) }; })
+	   (struct rl_at){ place_, FIELD, rl_read_field(place_, FIELD) }; })
 
 /* `i` is the turn and `next` the turn after. HERE is evaluated every turn; ONCE may use at, slot, bench, i and next. */
 #define DEFINE_LOOP(who, operation, by, bytes, HERE, ONCE)					\

@@ -19,19 +19,15 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] is its address and [field] a place in it; what a pointer leads to is a
- * memory operand, so that the compiler chooses how to reach it (a releasing store takes a bare address), and
- * values are registers or constants, all named by the strings that a fragment takes. x15 to x17 are scratch,
- * and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put another one
- * there.
+ * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on); the words
+ * of data are memory operands and what is stored there are values, named by the strings that a fragment takes. x15 to
+ * x17 are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU
+ * can put another one there.
  */
 #define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
-#define RL_MEMORY		"m"
-#define RL_MEMORY_RELEASE	"Q"
-#define RL_OPERAND		"rI"
-#define RL_STORED		"rZ"
-#define RL_LENGTH		"r"
-#define RL_BYTES(pointer)	"r"(pointer)
+/* What a value operand may be. */
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+Q"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
@@ -45,7 +41,7 @@ static inline void *rl_thread_pointer(void)
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"ldr w17, %[field]\n\t"			\
+	"ldr w17, [%[field]]\n\t"		\
 	"cmp w17, %w[index]\n\t"		\
 	"b.ne 4f\n\t"
 
@@ -60,9 +56,10 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmp x15, %[" value "]\n\t"			\
 	"b.eq %l[" label "]\n\t"
-/* *v = scratch, scratch = *(scratch + offset), *scratch += count */
+/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
 #define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
-#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"ldr x15, [x15, %[" offset "]]\n\t"
+#define RL_ASM_MOVE_SCRATCH_BY(offset)	"add x15, x15, %[" offset "]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH		"ldr x15, [x15]\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)			\
 	"ldr x17, [x15]\n\t"				\
 	"add x17, x17, %[" count "]\n\t"		\
@@ -76,10 +73,10 @@ static inline void *rl_thread_pointer(void)
 	"ldr x17, [x14]\n\t"				\
 	"cmp x17, %[" value "]\n\t"			\
 	"b.ne %l[" label "]\n\t"
-#define RL_ASM_STORE_TO_BOX(value)	"str %x[" value "], [x14]\n\t"
+#define RL_ASM_STORE_TO_BOX(value)	"str %[" value "], [x14]\n\t"
 
-#define RL_ASM_STORE(v, value)		"str %x[" value "], %[" v "]\n\t"
-#define RL_ASM_STORE_RELEASE(v, value)	"stlr %x[" value "], %[" v "]\n\t"
+#define RL_ASM_STORE(v, value)		"str %[" value "], %[" v "]\n\t"
+#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], %[" v "]\n\t"
 #define RL_ASM_ADD(v, count)				\
 	"ldr x17, %[" v "]\n\t"			\
 	"add x17, x17, %[" count "]\n\t"		\
@@ -158,13 +155,13 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	return value;
 }
 
-/* A 32-bit field of the area, by its place in it. */
-static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+/* A 32-bit field of the area, by its place in it; zero-extended, as an index is used. */
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
 {
-	uint32_t value;
+	uintptr_t value;
 
-	__asm__ volatile("ldr %w0, %1"
-			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
+	__asm__ volatile("ldr %w0, [%1]"
+			 : "=r"(value) : "r"((char *)rl_thread_pointer() + offset_bytes + field_bytes));
 	return value;
 }
 

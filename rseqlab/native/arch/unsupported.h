@@ -16,13 +16,9 @@ static inline void *rl_thread_pointer(void)
 	return NULL;
 }
 
-#define RL_AREA(offset_bytes)	((char *)(offset_bytes))
-#define RL_MEMORY		"m"
-#define RL_MEMORY_RELEASE	"m"
-#define RL_OPERAND		"r"
-#define RL_STORED		"r"
-#define RL_LENGTH		"r"
-#define RL_BYTES(pointer)	"r"(pointer)
+#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+m"
 #define RL_CLOBBERS		"memory"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS
 #define RL_CLOBBERS_COPY	RL_CLOBBERS
@@ -32,7 +28,8 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_LOAD(v)		""
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	""
 #define RL_ASM_STORE_SCRATCH(v)	""
-#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	""
+#define RL_ASM_MOVE_SCRATCH_BY(offset)	""
+#define RL_ASM_FOLLOW_SCRATCH	""
 #define RL_ASM_ADD_TO_SCRATCH(count)	""
 #define RL_ASM_LOAD_BOX(v)	""
 #define RL_ASM_LOAD_FROM_BOX	""
@@ -59,7 +56,7 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 	return 0;
 }
 
-static inline uint32_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
 {
 	(void)offset_bytes, (void)field_bytes;
 	return 0;
