@@ -151,13 +151,27 @@ RL_FAST struct rl_node *rl_takeable_pop(const struct rl_percpu *memory, const st
 
 /* ---- ring of pointers: a slot is a struct rl_ring ---- */
 
-RL_FAST enum rl_result rl_ring_push_once(struct rl_at at, struct rl_ring *ring, intptr_t mask, intptr_t value)
+/* `tail` and `head` are what was seen of them, with the index that `at` has. */
+RL_FAST enum rl_result rl_ring_push_once(struct rl_at at, struct rl_ring *ring, intptr_t mask, intptr_t tail,
+					 intptr_t value)
 {
-	const intptr_t tail = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);
-
 	if (tail - __atomic_load_n(&ring->head, __ATOMIC_RELAXED) > mask)
 		return RL_FULL;
 	return rl_cmpeqv_trystorev_storev_release(at, &ring->tail, tail, &ring->values[tail & mask], value, tail + 1);
+}
+
+RL_FAST enum rl_result rl_ring_pop_once(struct rl_at at, struct rl_ring *ring, intptr_t mask, intptr_t head,
+					intptr_t *value)
+{
+	if (head >= __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE))
+		return RL_EMPTY;
+	*value = __atomic_load_n(&ring->values[head & mask], __ATOMIC_RELAXED);
+	return rl_cmpeqv_storev(at, &ring->head, head, head + 1);
+}
+
+RL_FAST struct rl_ring *rl_ring_of(const struct rl_percpu *memory, uintptr_t index)
+{
+	return rl_slot(memory, index);
 }
 
 RL_FAST enum rl_result rl_ring_push(const struct rl_percpu *memory, const struct rl_here *here, intptr_t value)
@@ -167,19 +181,11 @@ RL_FAST enum rl_result rl_ring_push(const struct rl_percpu *memory, const struct
 
 	do {
 		RL_UNTIL_DECIDED(result, memory, here, at,
-				 rl_ring_push_once(at, rl_slot(memory, at.index), memory->capacity - 1, value));
+				 rl_ring_push_once(at, rl_ring_of(memory, at.index), memory->capacity - 1,
+						   __atomic_load_n(&rl_ring_of(memory, at.index)->tail, __ATOMIC_RELAXED),
+						   value));
 	} while (result == RL_COMPARE_FAILED);
 	return result;
-}
-
-RL_FAST enum rl_result rl_ring_pop_once(struct rl_at at, struct rl_ring *ring, intptr_t mask, intptr_t *value)
-{
-	const intptr_t head = __atomic_load_n(&ring->head, __ATOMIC_RELAXED);
-
-	if (head >= __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE))
-		return RL_EMPTY;
-	*value = __atomic_load_n(&ring->values[head & mask], __ATOMIC_RELAXED);
-	return rl_cmpeqv_storev(at, &ring->head, head, head + 1);
 }
 
 RL_FAST enum rl_result rl_ring_pop(const struct rl_percpu *memory, const struct rl_here *here, intptr_t *value)
@@ -189,7 +195,9 @@ RL_FAST enum rl_result rl_ring_pop(const struct rl_percpu *memory, const struct 
 
 	do {
 		RL_UNTIL_DECIDED(result, memory, here, at,
-				 rl_ring_pop_once(at, rl_slot(memory, at.index), memory->capacity - 1, value));
+				 rl_ring_pop_once(at, rl_ring_of(memory, at.index), memory->capacity - 1,
+						  __atomic_load_n(&rl_ring_of(memory, at.index)->head, __ATOMIC_RELAXED),
+						  value));
 	} while (result == RL_COMPARE_FAILED);
 	return result;
 }
