@@ -46,6 +46,15 @@ def test_every_section_of_the_header_is_counted_by_both_indexes(rows):
     assert copied == {8, 16, 64, 256}
 
 
+def test_every_structure_is_counted(rows):
+    text = (counted.NATIVE / "percpu.h").read_text()
+    families = {name.split("_")[0] for name in re.findall(r"^RL_FAST \S.*? \*?rl_(\w+)\(", text, re.M)}
+    arch = next(iter(rows.values()))["arch"]
+    found, _ = counted.loops(arch, percpu_instructions.program(arch, peers=False))
+    counted_families = {loop.operation.split("_")[0] for loop in found if loop.who == "ours_offset_loaded"}
+    assert families - {"at", "slot", "record"} <= counted_families
+
+
 def test_counts_are_whole_and_more_than_the_loop(rows):
     for row in rows.values():
         assert row["instructions_per_operation"] == int(row["instructions_per_operation"])

@@ -6,6 +6,8 @@ so that every compare succeeds. What is counted is the fast path in user space, 
 user pays it: the read of the index from the area and the way to the data of that index included, the operands
 in registers already. The offset of the area is in a register (``ours``) or in a variable that is loaded each
 time (``ours-offset-loaded``); librseq (``theirs``) always loads it. The loops are those that percpu-peers times.
+Whole structures are counted as their users run them, with what leads to the data loaded each time; operations
+that undo each other are counted together.
 """
 
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ def program(arch: str, peers: bool) -> Path:
     return counted.build(
         arch,
         "count-sections",
-        [HERE / "count_sections.c"],
+        [HERE / "count_sections.c", counted.NATIVE / "percpu.c", counted.NATIVE / "rseq.c"],
         headers.flags if headers else (),
         [*sorted(HERE.glob("*.h")), *(headers.files if headers else ())],
     )
@@ -123,9 +125,9 @@ EXPERIMENT = Experiment(
     columns=(
         Column("arch", "text", "the architecture of the counted program", choices=counted.ARCHITECTURES),
         Column("who", "text", "whose section, and where the area's offset comes from", choices=WHO),
-        Column("operation", "text", "a section, what a program would use instead, or the loop alone"),
+        Column("operation", "text", "a section, a structure, what a program would use instead, or the loop alone"),
         Column("by", "text", "the field of the area that data is indexed by", choices=("cpu_id", "mm_cid", "none")),
-        Column("bytes_copied", "int", "by the section; none where it copies nothing", nullable=True, minimum=1),
+        Column("bytes_copied", "int", "by the operation; none where it copies nothing", nullable=True, minimum=1),
         Column("instructions_per_operation", "float", "executed in one turn, the loop included", minimum=1),
         Column("loop_instructions", "float", "of a turn of the same loop without the operation", minimum=1),
         Column("repeats", "int", "times that it was counted, each with the same result", minimum=2),

@@ -20,7 +20,7 @@ static inline void *rl_thread_pointer(void)
 
 /*
  * The fragments of a section. [area] is an offset and [field] a place in the %fs segment; the words of data are
- * memory operands and what is stored there are values, named by the strings that a fragment takes. rax and rbx
+ * memory operands and what is stored there are values, named by the strings that a fragment takes. rax and r11
  * are scratch, and rcx is the box: a pointer that the section itself has loaded, so that another CPU can put
  * another one there.
  */
@@ -30,7 +30,7 @@ static inline void *rl_thread_pointer(void)
 #define RL_MEMORY		"+m"
 #define RL_BYTES(pointer)	"m"(*(const char *)(pointer))
 #define RL_LENGTH		"er"
-#define RL_CLOBBERS		"memory", "cc", "rax", "rbx"
+#define RL_CLOBBERS		"memory", "cc", "rax", "r11"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi", "xmm15"
 
@@ -51,19 +51,19 @@ static inline void *rl_thread_pointer(void)
 	"jnz %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"movq %[" v "], %%rbx\n\t"
+#define RL_ASM_LOAD(v)			"movq %[" v "], %%r11\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
-	"cmpq %[" value "], %%rbx\n\t"			\
+	"cmpq %[" value "], %%r11\n\t"			\
 	"je %l[" label "]\n\t"
 /* *v = scratch, scratch = *(scratch + offset), *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"movq %%rbx, %[" v "]\n\t"
-#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"movq (%%rbx,%[" offset "]), %%rbx\n\t"
-#define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%rbx)\n\t"
+#define RL_ASM_STORE_SCRATCH(v)		"movq %%r11, %[" v "]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"movq (%%r11,%[" offset "]), %%r11\n\t"
+#define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%r11)\n\t"
 
 /* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
 #define RL_ASM_LOAD_BOX(v)		"movq %[" v "], %%rcx\n\t"
-#define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%rbx\n\t"
-#define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%rbx, (%%rcx)\n\t"
+#define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%r11\n\t"
+#define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%r11, (%%rcx)\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
 	"cmpq %[" value "], (%%rcx)\n\t"		\
 	"jnz %l[" label "]\n\t"
@@ -103,16 +103,16 @@ static inline void *rl_thread_pointer(void)
 	"cmpq $8, %%rcx\n\t"				\
 	"jb 6f\n\t"					\
 	"movq (%%rsi), %%rax\n\t"			\
-	"movq -8(%%rsi,%%rcx), %%rbx\n\t"		\
+	"movq -8(%%rsi,%%rcx), %%r11\n\t"		\
 	"movq %%rax, (%%rdi)\n\t"			\
-	"movq %%rbx, -8(%%rdi,%%rcx)\n\t"		\
+	"movq %%r11, -8(%%rdi,%%rcx)\n\t"		\
 	"jmp 9f\n"					\
 	"6:\n\t"					\
 	"testq %%rcx, %%rcx\n\t"			\
 	"jz 9f\n"					\
 	"8:\n\t"					\
-	"movb -1(%%rsi,%%rcx), %%bl\n\t"		\
-	"movb %%bl, -1(%%rdi,%%rcx)\n\t"		\
+	"movb -1(%%rsi,%%rcx), %%r11b\n\t"		\
+	"movb %%r11b, -1(%%rdi,%%rcx)\n\t"		\
 	"decq %%rcx\n\t"				\
 	"jnz 8b\n"					\
 	"9:\n\t"
@@ -123,11 +123,11 @@ static inline void *rl_thread_pointer(void)
  */
 #define RL_ASM_INJECT_AT(site)					\
 	"leaq rl_inject(%%rip), %%rax\n\t"			\
-	"movl 8*" #site "(%%rax), %%ebx\n\t"			\
-	"testl %%ebx, %%ebx\n\t"				\
+	"movl 8*" #site "(%%rax), %%r11d\n\t"			\
+	"testl %%r11d, %%r11d\n\t"				\
 	"jz 6f\n"						\
 	"5:\n\t"						\
-	"decl %%ebx\n\t"					\
+	"decl %%r11d\n\t"					\
 	"jnz 5b\n"						\
 	"6:\n\t"						\
 	"cmpl $0, 8*" #site "+4(%%rax)\n\t"			\
