@@ -52,11 +52,11 @@ def missing() -> str | None:
     """Why there is nothing to compare with, with the remedy, or None."""
     if find():
         return None
-    named = os.environ.get(VARIABLE)
-    if named:
+    if os.environ.get(VARIABLE):  # its value stays out: the reason goes into bundles
         return (
-            f"{VARIABLE} is {named!r}, but below it is neither include/rseq/rseq.h, rseq/rseq.h, "
-            f"tools/testing/selftests/rseq/rseq.h nor rseq.h with {NAMES_2024} or {NAMES_BEFORE} by index mode; {REMEDY}."
+            f"Below the folder that {VARIABLE} names is no include/rseq/rseq.h, rseq/rseq.h, "
+            "tools/testing/selftests/rseq/rseq.h or rseq.h that has the operations by index mode (librseq since "
+            f"2022, Linux since 6.3); {REMEDY}."
         )
     return f"The headers of librseq are not installed; {REMEDY}."
 
@@ -85,6 +85,6 @@ def _in(folder: Path) -> Headers | None:
         text = header.read_text(errors="replace")
         # Before `enum rseq_percpu_mode` (2022) the operations took no index: another interface.
         if "rseq_percpu_mode" in text and (NAMES_2024 in text or NAMES_BEFORE in text):
-            files = tuple(sorted(header.parent.rglob("*.h")))
+            files = tuple(sorted(header.parent.rglob("*.h") if "/" in name else place.glob("*.h")))
             return Headers(place, include, NAMES_2024 in text, files)
     return None
