@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rseqlab"
 LAYERS = [
     {"errors"},
     {"native"},
-    {"abi", "host", "rseq"},
+    {"abi", "host", "rseq", "percpu"},
     {"lab"},
     {"experiments"},
     {"doctor", "progress"},
@@ -21,8 +21,8 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("host", "abi"), ("rseq", "abi")}
-"""Within a level only these: abi is the dictionary of its own level."""
+SIBLINGS = {("host", "abi"), ("rseq", "abi"), ("percpu", "host"), ("percpu", "rseq")}
+"""Within a level only these: abi is the dictionary of its own level, and structures run in an area."""
 
 
 def room(module: str) -> str:
