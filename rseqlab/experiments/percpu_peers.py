@@ -78,13 +78,21 @@ def _timed(lib) -> list[tuple[str, int | None]]:
     ]
 
 
+def _refusal() -> str | None:
+    """Why librseq cannot be compared with here, or None."""
+    if reason := librseq.missing():
+        return reason
+    try:
+        library()
+    except compile.CompileError as error:
+        return f"What was found of librseq does not compile. {error}"
+    return None
+
+
 def plan(profile: str) -> list[Part]:
     """Processes one after another, each with its own memory layout."""
-    size = PROFILE[profile]
-    try:
-        rows, skip = size["rounds"] * len(WHO) * len(_timed(_loaded()[1])), None
-    except compile.CompileError as error:
-        rows, skip = 0, f"What was found of librseq does not compile. {error}"
+    size, skip = PROFILE[profile], _refusal()
+    rows = 0 if skip else size["rounds"] * len(WHO) * len(_timed(_loaded()[1]))
     return [
         Part(
             id=f"process-{number}",
