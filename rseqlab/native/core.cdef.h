@@ -112,3 +112,29 @@ struct rl_ops_outcome {
 const char *rl_ops_name(int technique);
 int rl_ops_find(const char *name);
 int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome);
+
+enum rl_event {
+	RL_EVENT_COMMIT, RL_EVENT_OTHER_INDEX, RL_EVENT_TRAP, RL_EVENT_TRAP_ANNOUNCED, RL_EVENT_TRAP_INSIDE, ...
+};
+int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset_bytes, uint64_t *signals,
+		      uint64_t *aborted);
+
+enum rl_taker { RL_TAKER_FENCE_CPU, RL_TAKER_FENCE_ALL, RL_TAKER_MOVE, RL_TAKER_MUTEX, ... };
+struct rl_takeover_job {
+	enum rl_taker how;
+	uint32_t takeovers;
+	uint32_t pause_ns;
+	int32_t owner_cpu;
+	int32_t taker_cpu;
+	uint32_t indices;
+	int32_t busy;
+};
+struct rl_takeover_outcome {
+	int64_t taking_ns;
+	int64_t owner_cpu_ns;
+	uint64_t owner_pairs;
+	uint64_t taken;
+	struct rl_aborts aborts;
+	uint64_t lost;
+};
+int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);

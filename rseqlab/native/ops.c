@@ -45,14 +45,6 @@ static uint64_t switches_of_thread(void)
 	return usage.ru_nvcsw + usage.ru_nivcsw;
 }
 
-static int64_t cpu_time_of_thread_ns(void)
-{
-	struct timespec used;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
-	return (int64_t)used.tv_sec * 1000000000 + used.tv_nsec;
-}
-
 /* Waits until every thread is there. Returns whether to go on: where one could not start, nobody does. */
 static int pass_gate(struct run *run)
 {
@@ -148,12 +140,12 @@ static void *work(void *argument)
 	if (pass_gate(run) && !worker->error) {
 		worker->error = start_storm(worker, job->storm_hz, &storm);
 		switches = switches_of_thread();
-		cpu_ns = cpu_time_of_thread_ns();
+		cpu_ns = rl_thread_cpu_ns();
 		worker->start_ns = rl_now_ns();
 		if (!worker->error)
 			run->technique->work(&worker->thread, job->iterations);
 		worker->end_ns = rl_now_ns();
-		worker->cpu_ns = cpu_time_of_thread_ns() - cpu_ns;
+		worker->cpu_ns = rl_thread_cpu_ns() - cpu_ns;
 		worker->switches = switches_of_thread() - switches;
 		if (!worker->error)
 			stop_storm(job->storm_hz, storm);

@@ -367,4 +367,49 @@ int rl_ops_find(const char *name);
  */
 int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome);
 
+/* ---- what an abort costs (abort.c) ---- */
+
+enum rl_event {
+	RL_EVENT_COMMIT,		/* none: a section that commits */
+	RL_EVENT_OTHER_INDEX,		/* a section that finds another index and gives up by itself */
+	RL_EVENT_TRAP,			/* a signal, no section announced */
+	RL_EVENT_TRAP_ANNOUNCED,	/* a signal outside of a section whose descriptor is still announced */
+	RL_EVENT_TRAP_INSIDE,		/* a signal inside a section, which the kernel aborts */
+	RL_EVENTS
+};
+
+/*
+ * Makes the event `iterations` times on the calling thread, whose area lies at the offset. Each trap runs
+ * a handler that only counts. *signals and *aborted say how many there were. Returns elapsed nanoseconds
+ * or -errno. Changes the action of SIGTRAP meanwhile.
+ */
+int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset_bytes, uint64_t *signals,
+		      uint64_t *aborted);
+
+/* ---- what a takeover costs (takeover.c) ---- */
+
+/* As enum rl_take, and a list under a mutex, whose owner pays for every operation instead. */
+enum rl_taker { RL_TAKER_FENCE_CPU, RL_TAKER_FENCE_ALL, RL_TAKER_MOVE, RL_TAKER_MUTEX, RL_TAKERS };
+
+struct rl_takeover_job {
+	enum rl_taker how;
+	uint32_t takeovers;
+	uint32_t pause_ns;		/* between two of them */
+	int32_t owner_cpu, taker_cpu;	/* may be the same */
+	uint32_t indices;
+	int32_t busy;			/* whether the owner uses the list meanwhile */
+};
+
+struct rl_takeover_outcome {
+	int64_t taking_ns;		/* all takeovers, each with one reading of the clock */
+	int64_t owner_cpu_ns;		/* CPU time of the owner */
+	uint64_t owner_pairs;		/* of the owner: a node taken off and put back */
+	uint64_t taken;			/* nodes that were found in the lists taken over */
+	struct rl_aborts aborts;	/* of the owner */
+	uint64_t lost;			/* nodes that were not found afterwards, or twice; must be 0 */
+};
+
+/* Returns 0 or -errno. */
+int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+
 #endif

@@ -130,6 +130,10 @@ static inline void *rl_thread_pointer(void)
 	"brk #0\n"					\
 	"7:\n\t"
 
+/* A trap: the kernel delivers SIGTRAP to this thread at once. The handler must step over it. */
+#define RL_ASM_TRAP		"brk #0\n\t"
+#define RL_TRAP_BYTES		4
+
 #define RL_ASM_ABORT(label)				\
 	".pushsection __rseq_failure, \"ax\"\n\t"	\
 	".inst 0xd428bc00\n"				\

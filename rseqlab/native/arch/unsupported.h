@@ -42,6 +42,8 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_ADD(v, count)	""
 #define RL_ASM_COPY(to, from, length)	""
 #define RL_ASM_INJECT_AT(site)	""
+#define RL_ASM_TRAP		""
+#define RL_TRAP_BYTES		0
 #define RL_ASM_ABORT(label)	""
 #define RL_FENCE()		__asm__ volatile("" ::: "memory")
 

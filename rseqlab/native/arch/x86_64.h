@@ -135,6 +135,10 @@ static inline void *rl_thread_pointer(void)
 	"int3\n"						\
 	"7:\n\t"
 
+/* A trap: the kernel delivers SIGTRAP to this thread at once. It goes on behind. */
+#define RL_ASM_TRAP		"int3\n\t"
+#define RL_TRAP_BYTES		0	/* what a handler must add to the program counter to go on */
+
 #define RL_ASM_ABORT(label)				\
 	".pushsection __rseq_failure, \"ax\"\n\t"	\
 	".byte 0x0f, 0xb9, 0x3d\n\t"			\
