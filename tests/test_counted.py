@@ -79,6 +79,7 @@ def test_addv_is_the_instructions_of_its_source(rows):
         assert re.search(r"mov \S+,%fs:0x8\(|mov \S+,%fs:\(", row["code"]) and "%fs:" in row["code"]
         assert mnemonics["lea"] >= 1 and "lock" not in row["code"] and own(row) <= 9
     else:
+        assert "lsl #9" in row["code"], "the way to the index's data"
         assert mnemonics["adrp"] == 1 and not re.search(r"\b(ldxr|stxr|ldadd)", row["code"]) and own(row) <= 12
 
 

@@ -166,7 +166,8 @@ def disassembly(arch: str, program: Path, within: tuple[int, int]) -> dict[int, 
     found = {}
     for line in said.splitlines():
         if match := _DISASSEMBLED.match(line):
-            text = re.sub(r"\s*(#|//).*$|\s*<[^>]*>", "", match[2])
+            # x86 comments begin with "# ", those of aarch64 with "//"; "#9" is a number of aarch64.
+            text = re.sub(r"\s*(# |//).*$|\s*<[^>]*>", "", match[2])
             found[int(match[1], 16)] = " ".join(text.split())
     return found
 
