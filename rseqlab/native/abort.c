@@ -26,7 +26,10 @@ static void on_trap(int number, siginfo_t *info, void *context)
 #endif
 }
 
-/* A section in which the thread traps, so it never commits. */
+/*
+ * A section in which the thread traps, so it never commits. The trap is not its last instruction: behind
+ * that one the program counter would be outside already.
+ */
 RL_SECTION trap_inside(struct rl_at at)
 {
 	if (!RL_SUPPORTED)
@@ -34,6 +37,7 @@ RL_SECTION trap_inside(struct rl_at at)
 	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_ASM_TRAP
+		"nop\n\t"
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		:

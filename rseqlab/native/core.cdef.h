@@ -98,6 +98,7 @@ struct rl_ops_job {
 	uint32_t indices;
 	uint32_t stride_bytes;
 	uint32_t storm_hz;
+	uint32_t moves;
 };
 struct rl_ops_outcome {
 	int64_t elapsed_ns;

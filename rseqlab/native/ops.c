@@ -117,6 +117,29 @@ static void stop_storm(uint32_t hz, timer_t timer)
 	in_storm = NULL;	/* a signal that is still on its way does nothing */
 }
 
+/* In as many pieces as there are moves and one more, each on the next of the CPUs that the thread may use. */
+static void work_and_move(struct worker *worker, const struct rl_technique *technique)
+{
+	const struct rl_ops_job *job = worker->run->data.job;
+	const uint64_t piece = job->iterations / (job->moves + 1) / RL_UNROLL * RL_UNROLL;
+	uint32_t number;
+	cpu_set_t set, all;
+	int cpu = -1;
+
+	sched_getaffinity(0, sizeof(all), &all);
+	for (number = 0; number <= job->moves; number++) {
+		if (job->moves) {
+			do
+				cpu = (cpu + 1) % CPU_SETSIZE;
+			while (!CPU_ISSET(cpu, &all));
+			CPU_ZERO(&set);
+			CPU_SET(cpu, &set);
+			sched_setaffinity(0, sizeof(set), &set);
+		}
+		technique->work(&worker->thread, number < job->moves ? piece : job->iterations - piece * job->moves);
+	}
+}
+
 static void *work(void *argument)
 {
 	struct worker *worker = argument;
@@ -143,7 +166,7 @@ static void *work(void *argument)
 		cpu_ns = rl_thread_cpu_ns();
 		worker->start_ns = rl_now_ns();
 		if (!worker->error)
-			run->technique->work(&worker->thread, job->iterations);
+			work_and_move(worker, run->technique);
 		worker->end_ns = rl_now_ns();
 		worker->cpu_ns = rl_thread_cpu_ns() - cpu_ns;
 		worker->switches = switches_of_thread() - switches;
@@ -211,9 +234,9 @@ static void collect(struct run *run, struct worker *workers, struct rl_ops_outco
 		outcome->aborts.interrupted += workers[i].thread.aborts.interrupted;
 	}
 	outcome->elapsed_ns = last_ns - first_ns;
+	outcome->resident_bytes = resident_bytes(&run->data.memory);	/* before anybody looks at the slots */
 	for (i = 0; run->data.memory.base && i < run->data.memory.indices; i++)
 		outcome->slots_used += rl_peek(&run->data.memory, i) != 0;
-	outcome->resident_bytes = resident_bytes(&run->data.memory);
 	outcome->done = run->technique->found(&run->data, all);
 }
 
@@ -256,7 +279,7 @@ int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome)
 	    || job->iterations % RL_UNROLL || job->storm_hz > 100000)
 		return -EINVAL;
 	run.technique = &rl_techniques[job->technique];
-	if (job->storm_hz && !run.technique->once)
+	if ((job->storm_hz || job->moves) && !run.technique->once)
 		return -EINVAL;
 	workers = aligned_alloc(RL_SLOT_BYTES, job->threads * sizeof(*workers));
 	if (!workers)

@@ -339,6 +339,7 @@ struct rl_ops_job {
 	uint32_t indices;		/* at least the possible CPUs */
 	uint32_t stride_bytes;		/* between per-CPU counters; 0: as rl_percpu_create chooses */
 	uint32_t storm_hz;		/* signals a second to each thread; the handler does one operation more */
+	uint32_t moves;			/* of each thread to another of its CPUs, evenly over its iterations */
 };
 
 struct rl_ops_outcome {
@@ -363,7 +364,8 @@ int rl_ops_find(const char *name);
 
 /*
  * Runs a job on threads of its own. A thread that libc did not register registers itself for the length
- * of the job. Returns 0 or -errno.
+ * of the job. Returns 0 or -errno (-EINVAL also where a storm or moves are asked of a technique that is not
+ * a counter by index or by thread).
  */
 int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome);
 
