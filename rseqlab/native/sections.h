@@ -70,7 +70,7 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 /* What every section is given: where to announce itself, and the index that must still hold. */
 #define RL_GUARD(at)							\
 	[area] "r"(RL_AREA((at).offset_bytes)),				\
-	[field] "r"(RL_AREA((at).offset_bytes + (ptrdiff_t)(at).by)),	\
+	[field] "m"(*(const uint32_t *)(RL_AREA((at).offset_bytes) + (ptrdiff_t)(at).by)),	\
 	[index] "r"((at).index)
 
 RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
@@ -126,13 +126,12 @@ RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expec
 		RL_ASM_LOAD("v")
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
 		RL_ASM_STORE_SCRATCH("v")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
-		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] RL_VALUE(next_bytes)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -150,13 +149,12 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
-		RL_ASM_MOVE_SCRATCH_BY("offset_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("offset_bytes")
 		RL_ASM_ADD_TO_SCRATCH("count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		: [v] RL_MEMORY(*v)
-		: RL_GUARD(at), [offset_bytes] RL_VALUE(offset_bytes), [count] RL_VALUE(count)
+		: RL_GUARD(at), [offset_bytes] "r"(offset_bytes), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -202,13 +200,12 @@ RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_
 		RL_ASM_LOAD_FROM_BOX
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
 		RL_ASM_STORE_SCRATCH_TO_BOX
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
 		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
-		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] RL_VALUE(next_bytes)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -264,8 +261,8 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
 		: [v] RL_MEMORY(*v)								\
-		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] "r"(to), [from] "r"(from),	\
-		  [length_bytes] "r"(length_bytes), [value] RL_VALUE(value)			\
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] RL_BYTES(to), [from] RL_BYTES(from),	\
+		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\

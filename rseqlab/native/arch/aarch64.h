@@ -19,15 +19,17 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on); the words
- * of data are memory operands and what is stored there are values, named by the strings that a fragment takes. x15 to
- * x17 are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU
- * can put another one there.
+ * The fragments of a section. [area] is the area's address and [field] a place in it; the words of data are
+ * memory operands and what is stored there are values, named by the strings that a fragment takes. x15 to x17
+ * are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put
+ * another one there.
  */
 #define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
 /* What a value operand may be. */
 #define RL_VALUE		"r"
 #define RL_MEMORY		"+Q"
+#define RL_BYTES(pointer)	"r"(pointer)
+#define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
@@ -41,7 +43,7 @@ static inline void *rl_thread_pointer(void)
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"ldr w17, [%[field]]\n\t"		\
+	"ldr w17, %[field]\n\t"		\
 	"cmp w17, %w[index]\n\t"		\
 	"b.ne 4f\n\t"
 
@@ -56,10 +58,9 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmp x15, %[" value "]\n\t"			\
 	"b.eq %l[" label "]\n\t"
-/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
+/* *v = scratch, scratch = *(scratch + offset), *scratch += count */
 #define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	"add x15, x15, %[" offset "]\n\t"
-#define RL_ASM_FOLLOW_SCRATCH		"ldr x15, [x15]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"ldr x15, [x15, %[" offset "]]\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)			\
 	"ldr x17, [x15]\n\t"				\
 	"add x17, x17, %[" count "]\n\t"		\
@@ -164,8 +165,8 @@ static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_by
 {
 	uintptr_t value;
 
-	__asm__ volatile("ldr %w0, [%1]"
-			 : "=r"(value) : "r"((char *)rl_thread_pointer() + offset_bytes + field_bytes));
+	__asm__ volatile("ldr %w0, %1"
+			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
 	return value;
 }
 

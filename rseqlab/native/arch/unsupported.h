@@ -16,9 +16,11 @@ static inline void *rl_thread_pointer(void)
 	return NULL;
 }
 
-#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_AREA(offset_bytes)	((char *)(offset_bytes))
 #define RL_VALUE		"r"
 #define RL_MEMORY		"+m"
+#define RL_BYTES(pointer)	"r"(pointer)
+#define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS
 #define RL_CLOBBERS_COPY	RL_CLOBBERS
@@ -28,8 +30,7 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_LOAD(v)		""
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	""
 #define RL_ASM_STORE_SCRATCH(v)	""
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	""
-#define RL_ASM_FOLLOW_SCRATCH	""
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	""
 #define RL_ASM_ADD_TO_SCRATCH(count)	""
 #define RL_ASM_LOAD_BOX(v)	""
 #define RL_ASM_LOAD_FROM_BOX	""
