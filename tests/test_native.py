@@ -46,6 +46,7 @@ SECTIONS = [
     ("head is second 1, loaded first 1", None),
     ("deref_cmpnev_storeoffp_load empty", "compare failed"),
     ("51 lengths copied, no byte too many", None),
+    ("private copy seen", None),
     ("v 90, v2 8, copied payload", None),
 ]
 EXPECTED = [

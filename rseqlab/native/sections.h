@@ -261,7 +261,7 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
 		: [v] RL_MEMORY(*v)								\
-		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] RL_BYTES(to), [from] RL_BYTES(from),	\
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] "r"(to), [from] "r"(from),	\
 		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\

@@ -28,7 +28,6 @@ static inline void *rl_thread_pointer(void)
 /* What a value operand may be. */
 #define RL_VALUE		"r"
 #define RL_MEMORY		"+Q"
-#define RL_BYTES(pointer)	"r"(pointer)
 #define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"

@@ -19,7 +19,6 @@ static inline void *rl_thread_pointer(void)
 #define RL_AREA(offset_bytes)	((char *)(offset_bytes))
 #define RL_VALUE		"r"
 #define RL_MEMORY		"+m"
-#define RL_BYTES(pointer)	"r"(pointer)
 #define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS

@@ -28,7 +28,6 @@ static inline void *rl_thread_pointer(void)
 /* What a value operand may be: a register, or a constant that fits the instruction. */
 #define RL_VALUE		"er"
 #define RL_MEMORY		"+m"
-#define RL_BYTES(pointer)	"m"(*(const char *)(pointer))
 #define RL_LENGTH		"er"
 #define RL_CLOBBERS		"memory", "cc", "rax", "r11"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
@@ -79,8 +78,8 @@ static inline void *rl_thread_pointer(void)
  * two cache lines it takes twice as long.
  */
 #define RL_ASM_COPY(to, from, length)			\
-	"leaq %[" to "], %%rdi\n\t"			\
-	"leaq %[" from "], %%rsi\n\t"			\
+	"movq %[" to "], %%rdi\n\t"			\
+	"movq %[" from "], %%rsi\n\t"			\
 	"movq %[" length "], %%rcx\n\t"		\
 	"cmpq $16, %%rcx\n\t"				\
 	"jb 6f\n\t"					\
