@@ -75,6 +75,8 @@ class Experiment:
     seconds: Mapping[str, float]
     plan: Callable[[str], list[Part]]
     measure: Callable[[Task], Iterator[dict]]
+    sources: tuple[str, ...] = ()
+    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 
     @property
     def module(self) -> str:
