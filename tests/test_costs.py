@@ -1,16 +1,25 @@
 """The experiments on what the options cost: rows of the right shape, and checks that bite."""
 
+import itertools
+import os
 import re
 import shutil
 import subprocess
 
 import pytest
+from children import measure_changed
 from conftest import require_or_skip
 from elftools.elf.elffile import ELFFile
 
 from rseqlab import host
-from rseqlab.experiments import catalogue, option_access_cost
-from rseqlab.lab.child import Child
+from rseqlab.experiments import (
+    catalogue,
+    context_switch_cost,
+    option_access_code,
+    option_access_cost,
+    registration_cost,
+)
+from rseqlab.lab.child import Child, Outcome
 from rseqlab.lab.compile import missing
 from rseqlab.lab.experiment import Experiment, Part, measure_part
 
@@ -59,7 +68,9 @@ def test_a_wrong_sum_or_a_refusal_of_the_loop_fails_the_part(lie, tmp_path):
     liar.write_text(f"#!/bin/sh\n{' '.join(part.arguments['command'])} | sed -u '{lie}'\n")
     liar.chmod(0o755)
     arguments = {**part.arguments, "command": [str(liar)], "rounds": 1}
-    child = Child(measure_part, {"module": ACCESS.module, "arguments": arguments, "done": []}, part.environment, 60)
+    child = Child(
+        measure_part, {"module": ACCESS.module, "arguments": arguments, "done": []}, part.environment, 60
+    )
     list(child)
     assert child.outcome.status == "fail", child.outcome
     assert "summed up to 2625" in child.outcome.reason or "answered -22" in child.outcome.reason
@@ -106,7 +117,12 @@ def test_the_aarch64_program_reads_the_same_values():
     count, orders = len(option_access_cost.ACCESSES), range(len(option_access_cost.ORDERS))
     questions = "".join(f"{number} {order} 8\n" for order in orders for number in range(count))
     said = subprocess.run(
-        [*EMULATED, *built.command()], input=questions, capture_output=True, text=True, timeout=120, check=True
+        [*EMULATED, *built.command()],
+        input=questions,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
     ).stdout
     labels, _, answers = said.partition("\n\n")
     assert set(labels.splitlines()) == {access.label for access in option_access_cost.ACCESSES}
@@ -114,3 +130,139 @@ def test_the_aarch64_program_reads_the_same_values():
     for label, answer, read in zip(labels.splitlines() * 4, answers.splitlines(), reads, strict=True):
         elapsed_ns, total = map(int, answer.split())
         assert elapsed_ns >= 0 and total == (0 if label == "nothing" else 41 * read), (label, answer)
+
+
+REGISTRATION = catalogue()["registration-cost"]
+SWITCH = catalogue()["context-switch-cost"]
+MEMORY = catalogue()["thread-memory"]
+CODE = catalogue()["option-access-code"]
+SMALL = {"rounds": 1, "batch_ns": 1_000_000}
+
+
+@pytest.mark.parametrize("start", ["libc", "none"])
+def test_registering_is_timed_beside_its_yardsticks(start):
+    part = next(part for part in REGISTRATION.plan("quick") if part.arguments["start"] == start)
+    if part.skip:
+        pytest.skip(part.skip)
+    rows = rows_of(REGISTRATION, part, **SMALL)
+    assert {(row["way"], row["turn"]) for row in rows} == set(registration_cost.variants_of(start))
+    assert all(row["reason"] or row["elapsed_ns"] > 0 for row in rows)
+    accepted = {row["length_bytes"] for row in rows if row["length_bytes"] and not row["reason"]}
+    assert (32 in accepted) is (start == "none")
+
+
+def measured_with(monkeypatch, experiment: Experiment, name: str, value: str) -> tuple[list[dict], Outcome]:
+    """The last part, in a child where one name of the experiment's module has another value."""
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))  # where a child finds children.py
+    part = experiment.plan("quick")[-1]
+    changed = {"module": experiment.module, "name": name, "value": value}
+    child = Child(
+        measure_changed, {**changed, "arguments": {**part.arguments, **SMALL}}, part.environment, 60
+    )
+    return list(child), child.outcome
+
+
+def test_a_registration_whose_sum_is_wrong_fails_the_part(monkeypatch):
+    rows, outcome = measured_with(monkeypatch, REGISTRATION, "expected_sum", "lambda *_: -7")
+    assert not rows and outcome.status == "fail" and "not -7" in outcome.reason
+
+
+def test_a_length_that_the_kernel_refuses_is_a_row_with_its_answer(monkeypatch):
+    pairs = "{'none-none': (0, 0), '32-32': (32, 32), '64-64': (3, 3)}"
+    rows, outcome = measured_with(monkeypatch, SWITCH, "PAIRS", pairs)
+    refused = [row for row in rows if row["pair"] == "64-64"]
+    assert outcome.status == "pass" and len(refused) == 2 and len(rows) == 6
+    assert all("-22" in row["reason"] and row["elapsed_ns"] is None for row in refused)
+
+
+def test_threads_that_cannot_be_started_are_a_row_with_the_reason(monkeypatch):
+    rows, outcome = measured_with(monkeypatch, MEMORY, "MEASURED_THREADS", "0")
+    assert outcome.status == "pass" and rows
+    assert all(row["bytes_per_thread"] is None and "ended with 1" in row["reason"] for row in rows)
+
+
+def test_every_round_trip_switches_and_every_area_is_kept():
+    rows = rows_of(SWITCH, SWITCH.plan("quick")[0], **SMALL)
+    assert {(row["pair"], row["between"]) for row in rows} == set(
+        itertools.product(context_switch_cost.PAIRS, context_switch_cost.BETWEEN)
+    )
+    for row in rows:
+        if not row["reason"]:
+            switches = row["voluntary_switches"] + row["involuntary_switches"]
+            assert switches >= 2 * row["iterations"] - 2, row
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, None),
+        ({"number": 19}, "the number is 19 after 10 round trips, not 20"),
+        ({"voluntary_switches": 5}, "10 round trips made 12 context switches, not 20"),
+        ({"cpu_id": [1, 0]}, "the CPU numbers [1, 0], not [1, 1]"),
+    ],
+)
+def test_a_batch_without_its_switches_or_areas_is_refused(change, said):
+    outcome = {"number": 20, "voluntary_switches": 13, "involuntary_switches": 7, "cpu_id": [1, 1]} | change
+    answer = context_switch_cost.complaint(outcome, (32, 32), 10, 1)
+    assert answer is said if said is None else said in answer
+
+
+def test_bytes_per_thread_are_what_compiler_and_allocator_gave():
+    computed, measured = MEMORY.plan("quick")[:2]
+    rows = rows_of(MEMORY, computed)
+    each = {row["layout"]: row["bytes_per_thread"] for row in rows}
+    assert each["none"] == each["none again"] == 0 and each["padding"] == 32 and each["private"] == 64
+    assert each["grow-symbol 64"] == each["offset-size 64"] == 64 and each["version-symbol 64"] == 96
+    assert each["pointer 64"] > 96, "malloc keeps a header, and aligns"
+    assert all(row["total_bytes"] == round(row["bytes_per_thread"] * row["threads"]) for row in rows)
+    assert {row["threads"] for row in rows} == {1, 1_000, 100_000}
+    held = {row["layout"]: row for row in rows_of(MEMORY, measured)}
+    assert set(held) == set(each)
+    assert all(row["reason"] or row["bytes_per_thread"] > 4096 for row in held.values()), "a thread has pages"
+
+
+def test_the_code_of_each_read_is_what_its_model_says():
+    found = {}
+    for part in CODE.plan("quick"):
+        arch = part.arguments["arch"]
+        require_or_skip(part.skip is None, f"what compiles for {arch}", f"{part.skip}")
+        rows = rows_of(CODE, part)
+        assert len(rows) == part.rows
+        for row in rows:
+            found.setdefault((arch, row["tls_model"], row["option"], row["check"]), []).append(row)
+    marks = {
+        ("x86_64", "initial-exec"): "R_X86_64_GOTTPOFF",
+        ("x86_64", "global-dynamic"): "R_X86_64_TLSGD",
+        ("x86_64", "descriptor"): "R_X86_64_GOTPC32_TLSDESC",
+        ("x86_64", "local-exec"): "R_X86_64_TPOFF32",
+        ("aarch64", "initial-exec"): "R_AARCH64_TLSIE_",
+        ("aarch64", "global-dynamic"): "R_AARCH64_TLSGD_",
+        ("aarch64", "descriptor"): "R_AARCH64_TLSDESC_",
+        ("aarch64", "local-exec"): "R_AARCH64_TLSLE_",
+    }
+    for (arch, model, option, check), rows in found.items():
+        text = "\n".join(f"{row['text']} {row['relocation'] or ''}" for row in rows)
+        assert marks.get((arch, model), "") in text, (arch, model, option)
+        assert rows[-1]["text"].startswith("ret") and rows[0]["function_instructions"] == len(rows) - 1, text
+        assert (rows[0]["function_calls"] == 1) is (model in ("global-dynamic", "descriptor")), text
+        if option == "pointer" and check == "none":
+            plain = found[arch, model, "grow-symbol", "none"][0]["function_instructions"]
+            assert rows[0]["function_instructions"] == plain + 1, "a pointer is one load more"
+
+
+def test_a_disassembly_is_read_as_objdump_writes_it():
+    listing = """
+0000000000000010 <read_grow_symbol_each>:
+  10:\tmov    0x0(%rip),%rax        # 17 <read_grow_symbol_each+0x7>
+\t\t\t13: R_X86_64_GOTTPOFF\tgrow_abi-0x4
+  17:\tjbe    26 <read_grow_symbol_each+0x16>
+  1b:\tret
+  1c:\tnopl   0x0(%rax)
+"""
+    assert option_access_code.functions(listing) == {
+        "read_grow_symbol_each": [
+            option_access_code.Instruction("mov 0x0(%rip),%rax", "R_X86_64_GOTTPOFF grow_abi"),
+            option_access_code.Instruction("jbe 26"),
+            option_access_code.Instruction("ret"),
+        ]
+    }

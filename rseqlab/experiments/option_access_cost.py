@@ -15,10 +15,9 @@ from pathlib import Path
 
 from rseqlab import host
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, CompileError, Target, build
-from rseqlab.lab.experiment import LINUX, NATIVE, Column, Experiment, Part, Task
+from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
-from rseqlab.lab.runner import PACKAGE
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 ORDERS = ("throughput", "dependent", "fenced", "first-use")
@@ -109,7 +108,9 @@ def _headers() -> tuple[Path, ...]:
     )
 
 
-def _target(name: str, source: str, *flags: str, compiler: str = "cc", depends: tuple[Path, ...] = ()) -> Target:
+def _target(
+    name: str, source: str, *flags: str, compiler: str = "cc", depends: tuple[Path, ...] = ()
+) -> Target:
     # A red zone would lie where the calls that the assembly makes put their return address.
     red_zone = () if compiler.startswith("aarch64") or host.arch() == "aarch64" else ("-mno-red-zone",)
     common = ("-std=gnu11", "-O2", "-Wall", "-Wextra", f"-I{_NATIVE}", f"-I{_C}", *red_zone, "-Wl,-z,now")
@@ -264,7 +265,9 @@ def measure(task: Task) -> Iterator[dict]:
             random.Random(size["seed"] * 1_000_003 + number).shuffle(drawn)
             for position, access in enumerate(drawn):
                 if task.pending(number, access.label, "first-use"):
-                    yield {"round": number, "position": position, "iterations": 1} | batch(access, "first-use", 1)
+                    yield {"round": number, "position": position, "iterations": 1} | batch(
+                        access, "first-use", 1
+                    )
 
 
 EXPERIMENT = Experiment(
@@ -273,8 +276,15 @@ EXPERIMENT = Experiment(
     serves="access cost of every option, by TLS model, with and without the size check",
     columns=(
         Column("round", "int", "every variant is timed once a round"),
-        Column("access", "text", "the way of reading: the next four columns", choices=tuple(a.label for a in ACCESSES)),
-        Column("option", "text", "empty: the loop alone", nullable=True, choices=(*TLS_OPTIONS, "offset-size")),
+        Column(
+            "access",
+            "text",
+            "the way of reading: the next four columns",
+            choices=tuple(a.label for a in ACCESSES),
+        ),
+        Column(
+            "option", "text", "empty: the loop alone", nullable=True, choices=(*TLS_OPTIONS, "offset-size")
+        ),
         Column("tls_model", "text", "how the area is found", nullable=True, choices=(*MODELS, *OFFSETS)),
         Column("loaded", "text", "when the area's library was loaded", nullable=True, choices=LOADED),
         Column("check", "text", "when the size is looked at", nullable=True, choices=CHECKS),
@@ -287,7 +297,7 @@ EXPERIMENT = Experiment(
         Column("ns_per_read", "float", "elapsed_ns / iterations, the loop included"),
     ),
     key=("round", "access", "order"),
-    needs=(LINUX, NATIVE, COMPILER),
+    needs=(LINUX, NATIVE, REGISTRATION, COMPILER),
     seconds={"quick": 8, "full": 60},
     plan=plan,
     measure=measure,
