@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rseqlab"
 LAYERS = [
     {"errors"},
     {"native"},
-    {"abi", "host", "rseq"},
+    {"abi", "host", "layout", "rseq"},
     {"lab"},
     {"experiments"},
     {"doctor", "progress"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("host", "abi"), ("rseq", "abi")}
+SIBLINGS = {("host", "abi"), ("layout", "abi"), ("rseq", "abi")}
 """Within a level only these: abi is the dictionary of its own level."""
 
 
