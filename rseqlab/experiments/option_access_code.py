@@ -117,7 +117,7 @@ def plan(_: str) -> list[Part]:
             except CompileError as error:
                 made, rows, refusal = "", 0, str(error)
             arguments = {"arch": arch, "model": model, "object": made}
-            parts.append(Part(f"{arch}-{model}", rows, 60, {}, arguments, refusal))
+            parts.append(Part(f"{arch}-{model}".replace("_", "-"), rows, 60, {}, arguments, refusal))
     return parts
 
 

@@ -186,6 +186,14 @@ MEASURES = {
     "percpu-counter": Measure(
         "technique", "threads", "cpu_ns_per_increment", ("rseq-again", "rseq"), "elapsed_ns_per_increment"
     ),
+    "option-access-cost": Measure(
+        "access",
+        "order",
+        "ns_per_read",
+        ("offset-size offset-kept at-start none again", "offset-size offset-kept at-start none"),
+    ),
+    "registration-cost": Measure("way", "turn", "ns_per_turn", ("nothing-more-again", "nothing-more")),
+    "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", ("none-none-again", "none-none")),
 }
 
 
@@ -288,6 +296,50 @@ def start_ratio_at_least(run, claim, way, condition):
         f"Here {way} costs {with_rseq.median():.2f} ns with rseq and {without.median():.2f} ns without: "
         f"{_factor(effect.median)} times {_words(effect)}; the claim needs at least {claim.threshold:g}.",
         effect,
+    )
+
+
+@_rule
+def start_ratio_within(run, claim, way, condition):
+    """The same as an equivalence, from processes that libc registered to those that it did not."""
+    without, with_rseq = (samples(run, claim.experiment, way, condition, start) for start in ("none", "libc"))
+    effect = paired_ratio(with_rseq, without)
+    factor = _null_factor(run, claim.experiment, condition, "libc")
+    low, high = effect.low / factor, effect.high * factor
+    verdict = _verdict(
+        effect,
+        1 / claim.threshold <= low and high <= claim.threshold,
+        low > claim.threshold or high < 1 / claim.threshold,
+    )
+    return Finding(
+        verdict,
+        f"Here {way} costs {with_rseq.median():.0f} ns where libc registers and {without.median():.0f} ns where it "
+        f"does not: {_factor(effect.median)} times {_words(effect)}; the claim allows "
+        f"{_factor(1 / claim.threshold)} to {_factor(claim.threshold)}.",
+        effect,
+    )
+
+
+# ---- instructions ----
+
+
+@_rule
+def instructions_more(run, claim, options):
+    """The first option's read has ``threshold`` instructions more, by every way and on every architecture."""
+    table = run.table(claim.experiment)
+    counts = (
+        table[table["check"] == "none"]
+        .groupby(["arch", "tls_model", "option"])["function_instructions"]
+        .first()
+        .unstack()
+    )
+    more, less = options.split("/")
+    both = counts[[more, less]].dropna()
+    return _share(
+        int((both[more] - both[less] == claim.threshold).sum()),
+        len(both),
+        f"pairs of functions (by architecture and TLS model) differ by {claim.threshold:g}; "
+        f"the differences are {_ranges(both[more] - both[less])}",
     )
 
 
