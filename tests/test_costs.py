@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from children import measure_changed
@@ -19,9 +20,12 @@ from rseqlab.experiments import (
     option_access_cost,
     registration_cost,
 )
+from rseqlab.lab import runner
 from rseqlab.lab.child import Child, Outcome
 from rseqlab.lab.compile import missing
 from rseqlab.lab.experiment import Experiment, Part, measure_part
+from rseqlab.study import claims, figures, tables
+from rseqlab.study.run import NotMeasured, open_run
 
 AARCH64 = "aarch64-linux-gnu-gcc"
 EMULATED = [shutil.which("qemu-aarch64") or "qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
@@ -266,3 +270,96 @@ def test_a_disassembly_is_read_as_objdump_writes_it():
             option_access_code.Instruction("ret"),
         ]
     }
+
+
+# ---- what a study makes of the rows ----
+
+COSTS = (ACCESS, CODE, MEMORY, REGISTRATION, SWITCH)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A real run of all five, as short as it can be."""
+    require_or_skip(missing() is None, "cc", "install gcc")
+    tiny = {"processes": 2, "rounds": 2, "batch_ns": 1_000_000}
+    with pytest.MonkeyPatch.context() as patch:
+        for experiment in COSTS:
+            module = sys.modules[experiment.module]
+            if hasattr(module, "PROFILE"):
+                patch.setitem(module.PROFILE, "quick", module.PROFILE["quick"] | tiny | {"first_uses": 2})
+        folder = tmp_path_factory.mktemp("runs") / "costs"
+        document = runner.run(list(COSTS), "quick", folder, False, lambda *_: None)
+    for name, record in document["experiments"].items():
+        assert record["status"] == "pass", (name, record["status"], record["reason"])
+    return open_run(folder)
+
+
+FIGURES = {
+    "access_cost": figures.access_cost,
+    "first_use": figures.first_use,
+    "context_switch": figures.context_switch,
+    "thread_memory": figures.thread_memory,
+}
+TABLES = {
+    "access_cost": tables.access_cost,
+    "access_cost first-use": lambda run: tables.access_cost(run, "first-use"),
+    "size_checks": tables.size_checks,
+    "access_code": lambda run: tables.access_code(run, "pointer", host.arch()),
+    "instruction_counts": tables.instruction_counts,
+    "context_switch": tables.context_switch,
+    "thread_memory": tables.thread_memory,
+    "registration": lambda run: tables.costs(run, "registration-cost"),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_of_costs_describe_themselves_and_repeat(small_run, name):
+    shown = FIGURES[name](small_run)
+    assert isinstance(shown, figures.Figure), shown
+    assert 'role="img"' in shown.svg and "aria-label=" in shown.svg and len(shown.description) > 80
+    assert shown.caption in repr(shown) and len(shown.numbers)
+    assert FIGURES[name](small_run).svg == shown.svg, "the same run must give the same figure"
+    assert "#010203" not in shown.svg
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_costs_have_rows(small_run, name):
+    shown = TABLES[name](small_run)
+    assert isinstance(shown, tables.Table), shown
+    assert len(shown.frame) and shown.caption in repr(shown) and "<table" in shown._repr_html_()
+
+
+def test_claims_about_costs_are_judged_on_rows(small_run):
+    names = {experiment.name for experiment in COSTS}
+    judged = [one for one in claims.judge(small_run) if one.claim.experiment in names]
+    assert {one.claim.experiment for one in judged} == names - {MEMORY.name}
+    for one in judged:
+        assert one.finding.verdict in claims.VERDICTS and one.finding.measured.startswith("Here "), str(one)
+        if one.claim.kind == "performance" and one.finding.effect:
+            assert one.finding.verdict == claims.INCONCLUSIVE, "a few pairs give no verdict"
+    assert claims.judge(small_run, "C13i")[0].finding.verdict == claims.HOLDS
+
+
+@pytest.mark.parametrize("make", [*FIGURES.values(), *TABLES.values()])
+def test_a_run_without_these_experiments_says_so(make, small_run):
+    records = small_run.bundle.run["experiments"]
+    kept = {name: records.pop(name) for name in list(records)}
+    try:
+        assert isinstance(make(small_run), NotMeasured)
+    finally:
+        records.update(kept)
+
+
+def test_an_architecture_without_a_cross_compiler_is_not_measured(small_run):
+    record = small_run.bundle.run["experiments"]["option-access-code"]
+    small_run.bundle.run["experiments"]["option-access-code"] = record | {"reason": "no such compiler"}
+    try:
+        assert "no such compiler" in str(tables.access_code(small_run, "pointer", "riscv64"))
+    finally:
+        small_run.bundle.run["experiments"]["option-access-code"] = record
+
+
+def test_the_totals_of_the_memory_table_are_the_layouts(small_run):
+    frame = tables.thread_memory(small_run).frame.set_index("layout")
+    assert frame.loc["offset-size 64", "100,000 threads, bytes"] == "6,400,000"
+    assert frame.loc["none", "1,000 threads, bytes"] == "0"

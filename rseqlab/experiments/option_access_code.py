@@ -95,7 +95,7 @@ def functions(listing: str) -> dict[str, list[Instruction]]:
         if header := re.match(r"[0-9a-f]+ <(read_\w+)>:", line):
             code = found[header[1]] = []
         elif relocation := re.match(r"\t+[0-9a-f]+: (R_\S+)\s+(\S+)", line):
-            symbol = re.sub(r"[-+]0x[0-9a-f]+$", "", relocation[2])
+            symbol = re.sub(r"-0x[45]$", "", relocation[2])  # from the field to the instruction's end
             code[-1] = Instruction(code[-1].text, f"{relocation[1]} {symbol}")
         elif instruction := re.match(r"\s+[0-9a-f]+:\t(.*)", line):
             text = re.sub(r"\s+(#|//) .*", "", instruction[1])

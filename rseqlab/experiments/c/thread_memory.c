@@ -82,7 +82,7 @@ int main(int argc, char **argv)
 {
 	const int threads = argc > 1 ? atoi(argv[1]) : 0;
 	pthread_t *ids = calloc(threads + 1, sizeof(*ids));
-	long heap_bytes, rss, pss;
+	long heap_bytes = 0, rss, pss;
 
 	if (threads < 1 || !ids || pthread_barrier_init(&all_there, NULL, threads + 1) ||
 	    pthread_barrier_init(&all_leave, NULL, threads + 1))
@@ -90,22 +90,13 @@ int main(int argc, char **argv)
 	from_rollup("Rss:");	/* what reading needs is there before it is read for good */
 	rss = from_rollup("Rss:");
 	pss = from_rollup("Pss:");
-	heap_bytes = mallinfo2().uordblks;
-#if EXTENSION_BYTES
-	void **extensions = malloc(threads * sizeof(*extensions));
-
-	heap_bytes = mallinfo2().uordblks;
-	for (int i = 0; extensions && i < threads; i++)
-		if (posix_memalign(&extensions[i], EXTENSION_ALIGN, EXTENSION_BYTES))
-			return 1;
-	heap_bytes = mallinfo2().uordblks - heap_bytes;
-#else
-	heap_bytes = 0;
-#endif
 	for (int i = 0; i < threads; i++) {
 		void *extension = NULL;
 #if EXTENSION_BYTES
-		extension = extensions[i];
+		heap_bytes -= mallinfo2().uordblks;
+		if (posix_memalign(&extension, EXTENSION_ALIGN, EXTENSION_BYTES))
+			return 1;
+		heap_bytes += mallinfo2().uordblks;
 #endif
 		if (pthread_create(&ids[i], NULL, wait_with_areas, extension)) {
 			fprintf(stderr, "no more than %d threads could be started\n", i);
