@@ -1,11 +1,13 @@
 """The experiments on what the options cost: rows of the right shape, and checks that bite."""
 
+import errno
 import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from children import measure_changed
@@ -28,6 +30,7 @@ from rseqlab.study import claims, figures, tables
 from rseqlab.study.run import NotMeasured, open_run
 
 AARCH64 = "aarch64-linux-gnu-gcc"
+SANDBOX = Path(__file__).with_name("sandbox.py")
 EMULATED = [shutil.which("qemu-aarch64") or "qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"]
 
 
@@ -140,6 +143,7 @@ REGISTRATION = catalogue()["registration-cost"]
 SWITCH = catalogue()["context-switch-cost"]
 MEMORY = catalogue()["thread-memory"]
 CODE = catalogue()["option-access-code"]
+COUNT = catalogue()["option-access-count"]
 SMALL = {"rounds": 1, "batch_ns": 1_000_000}
 
 
@@ -254,6 +258,29 @@ def test_the_code_of_each_read_is_what_its_model_says():
             assert rows[0]["function_instructions"] == plain + 1, "a pointer is one load more"
 
 
+def test_executed_instructions_repeat_and_show_the_slow_path():
+    rows = rows_of(COUNT, COUNT.plan("quick")[0])
+    if reasons := {row["reason"] for row in rows} - {None}:
+        pytest.skip("; ".join(reasons))
+    counts = {}
+    for row in rows:
+        counts.setdefault((row["access"], row["read"]), set()).add(row["executed_instructions"])
+    for model in ("initial-exec", "local-exec", "descriptor", "global-dynamic"):
+        plain = counts[f"grow-symbol {model} at-start none", "second"]
+        assert len(plain) == 1, "a hot read always executes the same"
+        assert {count + 1 for count in plain} == counts[f"pointer {model} at-start none", "second"]
+    opened = "private global-dynamic by-dlopen-large none"
+    assert min(counts[opened, "first"]) > 10 * max(counts[opened, "second"]), "the first read allocates"
+
+
+def test_a_process_that_may_not_be_stepped_gives_rows_with_the_reason(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))
+    part = COUNT.plan("quick")[0]
+    sandboxed = [sys.executable, str(SANDBOX), "ptrace", str(errno.EPERM), *part.arguments["command"]]
+    rows = rows_of(COUNT, part, command=sandboxed, repeats=1)
+    assert all(row["executed_instructions"] is None and "-1" in row["reason"] for row in rows)
+
+
 def test_a_disassembly_is_read_as_objdump_writes_it():
     listing = """
 0000000000000010 <read_grow_symbol_each>:
@@ -274,7 +301,7 @@ def test_a_disassembly_is_read_as_objdump_writes_it():
 
 # ---- what a study makes of the rows ----
 
-COSTS = (ACCESS, CODE, MEMORY, REGISTRATION, SWITCH)
+COSTS = (ACCESS, CODE, COUNT, MEMORY, REGISTRATION, SWITCH)
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +332,7 @@ TABLES = {
     "access_cost first-use": lambda run: tables.access_cost(run, "first-use"),
     "size_checks": tables.size_checks,
     "access_code": lambda run: tables.access_code(run, "pointer", host.arch()),
+    "executed_instructions": tables.executed_instructions,
     "instruction_counts": tables.instruction_counts,
     "context_switch": tables.context_switch,
     "thread_memory": tables.thread_memory,
@@ -337,7 +365,7 @@ def test_claims_about_costs_are_judged_on_rows(small_run):
         assert one.finding.verdict in claims.VERDICTS and one.finding.measured.startswith("Here "), str(one)
         if one.claim.kind == "performance" and one.finding.effect:
             assert one.finding.verdict == claims.INCONCLUSIVE, "a few pairs give no verdict"
-    assert claims.judge(small_run, "C13i")[0].finding.verdict == claims.HOLDS
+    assert [one.finding.verdict for one in claims.judge(small_run, "C13i", "C13x")] == [claims.HOLDS] * 2
 
 
 @pytest.mark.parametrize("make", [*FIGURES.values(), *TABLES.values()])

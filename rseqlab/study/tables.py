@@ -182,6 +182,31 @@ def instruction_counts(run: StudyRun) -> Table:
 
 
 @_shows_missing
+def executed_instructions(run: StudyRun) -> Table:
+    """Instructions that a thread executes for one read, calls included: the later ones, and the first."""
+    rows = run.table("option-access-count")
+    counted = rows.dropna(subset=["executed_instructions"])
+    if counted.empty:
+        raise NotMeasured("; ".join(rows["reason"].dropna().unique()) or "option-access-count has no rows")
+    way = counted["tls_model"].where(
+        counted["loaded"] == "at-start", counted["tls_model"] + ", " + counted["loaded"].fillna("")
+    )
+    groups = counted.assign(way=way).groupby(["option", "check", "way", "read"], sort=False)
+    seen = groups["executed_instructions"].agg(["min", "max"]).astype(int)
+    shown = (
+        seen["min"]
+        .astype(str)
+        .where(seen["min"] == seen["max"], seen["min"].astype(str) + " to " + seen["max"].astype(str))
+    )
+    wide = shown.unstack().rename(columns={"first": "first read", "second": "later reads"})
+    empty = counted.loc[counted["access"] == "nothing", "executed_instructions"].max()
+    return Table(
+        wide.reset_index(),
+        f"Instructions that a thread executes for one read, the calls included; reading nothing takes {empty:.0f}",
+    )
+
+
+@_shows_missing
 def context_switch(run: StudyRun) -> Table:
     """A round trip of two switches by who registered what, with the switches that were counted."""
     table = run.table("context-switch-cost").dropna(subset=["elapsed_ns"])

@@ -74,8 +74,9 @@ _Static_assert(sizeof(struct handshake_area) == LARGE_BYTES &&
 /* What a thread does before it reads: the areas that hold a pointer get it, as libc would see to. */
 void rl_provider_thread(struct large_area *extended);
 
-/* After enum rl_order: one read, the clock on both sides. */
+/* After enum rl_order: one read, with the clock or with a marked instruction on both sides. */
 #define RL_FIRST_USE RL_ORDERS
+#define RL_MARKED (RL_ORDERS + 1)
 
 struct rl_access {
 	const char *label;	/* option, how the area is found, how its library was loaded, size check */
@@ -86,6 +87,14 @@ struct rl_access_table {
 	const struct rl_access *accesses;
 	unsigned count;
 };
+
+/*
+ * How many instructions a fresh thread executes for one read, the calls included: a copy of the process
+ * is stepped one by one between the marks. `warm`: the thread has read once before. `enter` prepares the
+ * thread. Returns the count or -errno.
+ */
+int64_t rl_count_instructions(const struct rl_access *access, int warm, void (*enter)(struct large_area *),
+			      uint64_t *sum);
 
 /*
  * Reading, in three steps that an architecture spells per TLS model: PLACE finds the area, LOAD reads
@@ -134,6 +143,17 @@ struct rl_access_table {
 			(void)after;						\
 			*sum = (read);						\
 			return rl_now_ns() - start_ns;				\
+		}								\
+		if (order == RL_MARKED) {					\
+			const uintptr_t after = 0;				\
+			uint32_t value;						\
+										\
+			(void)after;						\
+			__asm__ volatile(MARK ::: "memory");			\
+			value = (read);						\
+			__asm__ volatile(MARK : "+r"(value) : : "memory");	\
+			*sum = value;						\
+			return 0;						\
 		}								\
 		if (rl_read_loop_refuses(order, iterations))			\
 			return -EINVAL;						\

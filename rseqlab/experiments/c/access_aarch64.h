@@ -3,6 +3,12 @@
  * aarch64: the instructions by which compilers find a thread's variable, spelt out, because a compiler
  * takes an address that stays the same out of the loop. Included by access.h only.
  */
+/* A hint that no processor knows does nothing, and no compiler writes it. */
+#define MARK		"hint #42"
+#define MARK_CODE	0xd503255f
+#define MARK_BITS	0xffffffff
+#define PROGRAM_COUNTER	pc	/* in struct user_regs_struct */
+
 #define ADDRESS_LOAD(type, mnemonic, register_)						\
 	static inline type load_at_##type(uintptr_t address, long displacement)		\
 	{										\

@@ -2,7 +2,8 @@
 /*
  * The program whose memory all ways of reading share. It has areas of its own for local-exec, is linked
  * with provider and consumer, and opens the libraries that it is given. It lists the labels, then answers
- * each line `number order iterations` with `elapsed_ns sum`, or `-errno 0`.
+ * each line `number order iterations` with `elapsed_ns sum`, or `-errno 0`. For RL_MARKED the first number
+ * is one of instructions; `iterations` is then 1 for the only read of a thread, and 2 for its second.
  */
 #define _GNU_SOURCE
 #include "access.h"
@@ -108,6 +109,9 @@ int main(int argc, char **argv)
 
 			if (pthread_create(&thread, NULL, first_use, &question) == 0)
 				pthread_join(thread, NULL);
+		} else if (order == RL_MARKED) {
+			question.elapsed_ns = rl_count_instructions(question.access, iterations > 1, enter,
+								    &question.sum);
 		} else {
 			question.elapsed_ns = question.access->loop(order, iterations, &question.sum);
 		}

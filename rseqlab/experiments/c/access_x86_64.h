@@ -3,6 +3,12 @@
  * x86_64: the instructions by which compilers find a thread's variable, spelt out, because a compiler
  * takes an address that stays the same out of the loop. Included by access.h only.
  */
+/* An instruction that does nothing and that no compiler writes: 66 87 db. */
+#define MARK		"xchgw %%bx, %%bx"
+#define MARK_CODE	0xdb8766
+#define MARK_BITS	0xffffff
+#define PROGRAM_COUNTER	rip	/* in struct user_regs_struct */
+
 #define THREAD_LOADS(type, mnemonic, register_)					\
 	static inline type load_tp_##type(uintptr_t offset_bytes, long displacement)	\
 	{										\
