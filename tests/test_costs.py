@@ -100,7 +100,7 @@ RELOCATIONS = {"x86_64": (18, 16, 36), "aarch64": (1030, 1028, 1031)}
 """TPOFF64, DTPMOD64 and TLSDESC, by their numbers in the processor supplements to the ELF ABI."""
 
 
-@pytest.mark.parametrize("compiler", ["cc", AARCH64])
+@pytest.mark.parametrize("compiler", ["gcc", "clang", AARCH64])
 def test_each_library_reads_by_its_own_tls_model_alone(compiler):
     """A linker turns one model into another where it can; then the row would be mislabelled."""
     require_or_skip(shutil.which(compiler) is not None, compiler, "install it with `make deps`")
@@ -391,3 +391,15 @@ def test_the_totals_of_the_memory_table_are_the_layouts(small_run):
     frame = tables.thread_memory(small_run).frame.set_index("layout")
     assert frame.loc["offset-size 64", "100,000 threads, bytes"] == "6,400,000"
     assert frame.loc["none", "1,000 threads, bytes"] == "0"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang", AARCH64])
+@pytest.mark.parametrize("source", ["registration.c", "ping_pong.c", "thread_memory.c", "access_step.c"])
+def test_the_c_compiles_silently(compiler, source, tmp_path):
+    require_or_skip(shutil.which(compiler) is not None, compiler, "install it with `make deps`")
+    package = Path(option_access_cost.__file__).parents[1]
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", f"-I{package / 'native'}"]
+    sizes = [f"-D{name}_{what}=64" for name in ("AREA", "SECOND", "EXTENSION") for what in ("BYTES", "ALIGN")]
+    command = [compiler, *flags, *sizes, "-c", str(package / "experiments" / "c" / source), "-o"]
+    said = subprocess.run([*command, str(tmp_path / "made.o")], capture_output=True, text=True, timeout=60)
+    assert said.returncode == 0 and not said.stderr, said.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rseqlab import host
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build
+from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build, compiler_id
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 from rseqlab.lab.timing import Variant, interleaved, pinned
@@ -72,7 +72,7 @@ ACCESSES = (
     Access("private", "global-dynamic", loaded="by-dlopen-large"),
     Access("private", "descriptor", loaded="by-dlopen-large"),
 )
-"""``... again`` is the same function once more: the A/A null."""
+"""``... again`` is the same code at another place, the A/A null: where code lies counts at this scale."""
 
 PROFILE = {
     "quick": {
@@ -113,7 +113,23 @@ def _target(
 ) -> Target:
     # A red zone would lie where the calls that the assembly makes put their return address.
     red_zone = () if compiler.startswith("aarch64") or host.arch() == "aarch64" else ("-mno-red-zone",)
-    common = ("-std=gnu11", "-O2", "-Wall", "-Wextra", f"-I{_NATIVE}", f"-I{_C}", *red_zone, "-Wl,-z,now")
+    # Loops that lie alike, and no two functions of the same code made one: the null needs both.
+    placed = (
+        "-falign-functions=64",
+        "-falign-loops=64",
+        *(() if "clang" in compiler_id(compiler) else ("-fno-ipa-icf",)),
+    )
+    common = (
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        f"-I{_NATIVE}",
+        f"-I{_C}",
+        *red_zone,
+        *placed,
+        "-Wl,-z,now",
+    )
     sources = tuple(_C / one for one in source.split())
     return Target(name, sources, (*common, *flags), compiler, (*_headers(), *depends))
 

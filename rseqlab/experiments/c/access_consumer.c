@@ -47,6 +47,7 @@ static inline uint32_t read_nothing(uintptr_t after)
 DEFINE_ACCESS(nothing, 1, read_nothing(after))
 DEFINE_ACCESS(offset_exported, 1, READ_AT_OFFSET(RL_LOAD_EXPORTED(rl_provider_offset)))
 DEFINE_ACCESS(offset_kept, 1, READ_AT_OFFSET(kept_offset))
+DEFINE_ACCESS(offset_kept_again, 1, READ_AT_OFFSET(kept_offset))	/* the same code at another place */
 
 DEFINE_ACCESS(grow_hoisted, kept_size >= LARGE_BYTES, READ_PLAIN(INITIAL_EXEC, rl_grow_abi, LARGE_FIELD))
 DEFINE_ACCESS(grow_each, 1, READ_IF(kept_size, READ_PLAIN(INITIAL_EXEC, rl_grow_abi, LARGE_FIELD)))
@@ -74,7 +75,7 @@ static const struct rl_access accesses[] = {
 	{ "nothing", nothing },
 	{ "offset-size offset-exported at-start none", offset_exported },
 	{ "offset-size offset-kept at-start none", offset_kept },
-	{ "offset-size offset-kept at-start none again", offset_kept },
+	{ "offset-size offset-kept at-start none again", offset_kept_again },
 	{ "grow-symbol initial-exec at-start hoisted", grow_hoisted },
 	{ "grow-symbol initial-exec at-start each", grow_each },
 	{ "pointer initial-exec at-start each", pointer_each },
