@@ -1,7 +1,10 @@
 """Layouts: against the compiler's own offsets, and against what the running kernel says of itself."""
 
+import json
+import os
 import platform
 import subprocess
+import sys
 
 import pytest
 from conftest import require_or_skip
@@ -9,6 +12,7 @@ from conftest import require_or_skip
 from rseqlab import abi, layout, native, rseq
 from rseqlab.errors import UsageError
 from rseqlab.lab.compile import Target, build, missing
+from rseqlab.lab.probe import LIBC_LEAVES, kernel_refusal
 from rseqlab.study import figures, tables
 
 
@@ -61,6 +65,48 @@ def test_the_running_kernels_feature_size_is_the_end_of_its_last_field():
         assert (feature_bytes, align_bytes) == (0, 0)
     else:
         assert (feature_bytes, align_bytes) == (found.feature_bytes, found.structs[0].align_bytes)
+
+
+WRITTEN = """
+import json, sys
+from rseqlab import abi, native
+ffi, lib = native.core()
+memory = ffi.new("unsigned char[]", 1024)
+address = -(-int(ffi.cast("uintptr_t", memory)) // 256) * 256
+area = ffi.cast("unsigned char *", address)
+for byte in range(256):
+    area[byte] = 0 if abi.FIELD["rseq_cs"].offset_bytes <= byte < abi.FIELD["flags"].end_bytes else 0xA5
+before = bytes(ffi.buffer(area, 256))
+answer = lib.rl_rseq(ffi.cast("void *", address), int(sys.argv[1]), 0, lib.rl_signature())
+after = bytes(ffi.buffer(area, 256))
+lib.rl_rseq(ffi.cast("void *", address), int(sys.argv[1]), abi.FLAG_UNREGISTER, lib.rl_signature())
+print(json.dumps({"answer": answer, "changed": [n for n in range(256) if before[n] != after[n]]}))
+"""
+
+
+@pytest.mark.parametrize("length_bytes", [32, 64, 256])
+def test_the_kernel_writes_the_fields_of_the_layout_and_nothing_else(length_bytes):
+    """An area filled with a pattern, registered: which bytes the running kernel has written."""
+    require_or_skip(native.unavailable() is None, "the compiled layer", "run `make setup`")
+    require_or_skip(kernel_refusal() is None, "rseq registration", f"{kernel_refusal()}")
+    said = subprocess.run(
+        [sys.executable, "-c", WRITTEN, str(length_bytes)],
+        env=os.environ | LIBC_LEAVES,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    ).stdout
+    seen, found = json.loads(said), layout.of_release(platform.release())
+    if seen["answer"]:
+        assert not abi.accepted_length(length_bytes, rseq.auxv()[0]), seen
+        pytest.skip(f"this kernel answers {seen['answer']} to a length of {length_bytes}")
+    fields = {
+        field.name: set(range(field.offset_bytes, field.end_bytes)) for field in found.structs[0].fields
+    }
+    assert set(seen["changed"]) <= set().union(*fields.values()), seen
+    for name in ("cpu_id_start", "cpu_id", "node_id", "mm_cid"):
+        assert name not in fields or fields[name] <= set(seen["changed"]), (name, seen)
 
 
 @pytest.mark.parametrize(
