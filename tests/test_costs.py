@@ -1,5 +1,6 @@
 """The experiments on what the options cost: rows of the right shape, and checks that bite."""
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -360,7 +361,7 @@ def test_tables_of_costs_have_rows(small_run, name):
 def test_claims_about_costs_are_judged_on_rows(small_run):
     names = {experiment.name for experiment in COSTS}
     judged = [one for one in claims.judge(small_run) if one.claim.experiment in names]
-    assert {one.claim.experiment for one in judged} == names - {MEMORY.name}
+    assert {one.claim.experiment for one in judged} == names
     for one in judged:
         assert one.finding.verdict in claims.VERDICTS and one.finding.measured.startswith("Here "), str(one)
         if one.claim.kind == "performance" and one.finding.effect:
@@ -385,6 +386,16 @@ def test_an_architecture_without_a_cross_compiler_is_not_measured(small_run):
         assert "no such compiler" in str(tables.access_code(small_run, "pointer", "riscv64"))
     finally:
         small_run.bundle.run["experiments"]["option-access-code"] = record
+
+
+def test_no_two_claims_share_an_id_and_every_source_of_an_experiment_is_there():
+    ids = [claim.id for claim in claims.claims()]
+    assert len(set(ids)) == len(ids)
+    for experiment in COSTS:
+        assert experiment.sources, experiment.name
+        before = runner.code_digest(experiment)
+        assert before == runner.code_digest(experiment)
+        assert before != runner.code_digest(dataclasses.replace(experiment, sources=experiment.sources[1:]))
 
 
 def test_the_totals_of_the_memory_table_are_the_layouts(small_run):

@@ -347,6 +347,41 @@ def instructions_more(run, claim, options):
     )
 
 
+# ---- memory ----
+
+
+def thread_bytes(run: StudyRun) -> pd.DataFrame:
+    """Measured bytes per thread: a row per process and round, a column per layout."""
+    table = run.table("thread-memory")
+    measured = table[table["kind"] == "measured"].dropna(subset=["bytes_per_thread"])
+    if measured.empty:
+        raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "thread-memory has no measured row")
+    return measured.pivot_table(index=["part", "round"], columns="layout", values="bytes_per_thread")
+
+
+def paired_difference(more: pd.Series, less: pd.Series) -> Interval:
+    """The difference's interval over the rounds that both have."""
+    found = (more - less).dropna()
+    return stats.interval(found, list(found.index.get_level_values(0)))
+
+
+@_rule
+def more_bytes(run, claim, layouts):
+    """Threads with the first layout hold more than those with the second, by more than ``threshold`` bytes."""
+    held, (more, less) = thread_bytes(run), layouts.split("/")
+    if not {more, less} <= set(held):
+        raise NotMeasured(f"thread-memory has no measured row for {more} or for {less}")
+    effect = paired_difference(held[more], held[less])
+    verdict = _verdict(effect, effect.low > claim.threshold, effect.high <= claim.threshold)
+    return Finding(
+        verdict,
+        f"Here a thread with {more} holds {effect.median:.0f} bytes more than one with {less} [95 % {effect.low:.0f} "
+        f"to {effect.high:.0f}, {effect.samples} pairs of {effect.processes} processes]; the claim needs more "
+        f"than {claim.threshold:g}.",
+        effect,
+    )
+
+
 # ---- answers of the kernel ----
 
 

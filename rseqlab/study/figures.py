@@ -19,6 +19,7 @@ from matplotlib.figure import Figure as Canvas
 from rseqlab import layout
 from rseqlab.host import parse_cpu_list
 from rseqlab.lab import stats
+from rseqlab.study import claims
 from rseqlab.study.claims import MEASURES, paired_ratio, samples
 from rseqlab.study.run import NotMeasured, StudyRun, open_run, reference_runs
 
@@ -436,14 +437,15 @@ def thread_bytes(run: StudyRun) -> pd.DataFrame:
     """Bytes per thread: computed, and measured as the difference to threads without an area, by rounds."""
     table = run.table("thread-memory")
     computed = table[(table["kind"] == "computed") & (table["threads"] == 1)].set_index("layout")
-    measured = table[(table["kind"] == "measured")].dropna(subset=["bytes_per_thread"])
-    by_round = measured.pivot_table(index=["part", "round"], columns="layout", values="bytes_per_thread")
+    try:
+        by_round = claims.thread_bytes(run)
+    except NotMeasured:  # no such file in /proc: what was computed is still there
+        by_round = pd.DataFrame()
     rows = []
     for name, row in computed.iterrows():
         found = None
         if name != "none" and {name, "none"} <= set(by_round):
-            more = (by_round[name] - by_round["none"]).dropna()
-            found = stats.interval(more, list(more.index.get_level_values(0)))
+            found = claims.paired_difference(by_round[name], by_round["none"])
         rows.append(
             {
                 "layout": name,
