@@ -42,6 +42,7 @@ struct shared {
 	struct side side[2];
 	struct job job;
 	uint32_t turn;			/* futex: whose turn it is */
+	int give_up;			/* the asking side ended early */
 	int64_t number;
 };
 
@@ -113,6 +114,8 @@ static void *answer(void *argument)
 	getrusage(RUSAGE_THREAD, &me->before);
 	for (uint64_t turn = 0; !me->error && turn < shared->job.turns; turn++) {
 		me->error = receive(shared, 1);
+		if (shared->give_up)
+			break;
 		if (!me->error)
 			me->error = send(shared, 1);
 	}
@@ -155,6 +158,10 @@ static int with_thread(struct shared *shared, struct outcome *outcome)
 	if (error)
 		return error;
 	error = ask(shared, outcome);
+	if (error) {	/* nobody closes a pipe here: the other side must be told */
+		shared->give_up = 1;
+		hand_over(shared, 1);
+	}
 	pthread_join(thread, NULL);
 	return error;
 }
