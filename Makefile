@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test lab setup deps reference lock clean
+.PHONY: help report test bench lab setup deps reference lock clean
 
 help:    ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -18,6 +18,9 @@ report: setup  ## Measure on this machine (again only what is not measured yet) 
 
 test: setup    ## Run the tests
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+bench: setup   ## Time every operation (OUT=FILE), and compare with an earlier time (AGAINST=FILE)
+	.venv/bin/rseqlab bench $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))
 
 lab: setup     ## Open the notebooks in JupyterLab
 	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

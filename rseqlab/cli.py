@@ -212,6 +212,54 @@ def run(
 
 
 @app.command()
+def bench(
+    file: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where the JSON goes; a new file in runs/ by default."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", metavar="FILE", help="An earlier one to compare with.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="quick or full.")] = "quick",
+    as_json: Json = False,
+) -> None:
+    """Time every operation on one thread; --against compares with an earlier time. No verdict is a failure."""
+    from rseqlab.lab.experiment import PROFILES
+
+    if profile not in PROFILES:
+        raise UsageError(f"No profile is called {profile!r}. The profiles are: {', '.join(PROFILES)}.")
+    from rseqlab.progress import progress
+    from rseqlab.study import bench as benchmark
+
+    earlier = benchmark.read(against) if against else None
+    if earlier:  # before a minute of measuring
+        benchmark.check_comparable(earlier, profile, benchmark.machine())
+    file = file or benchmark.new_file(profile)
+    with progress([(one.name, one.seconds[profile]) for one in benchmark.experiments()]) as show:
+        document = benchmark.measure(profile, show)
+    if earlier:
+        rows = benchmark.compare(document, earlier)
+        document["comparison"] = {"earlier_started": earlier["started"], "rows": rows}
+    benchmark.write(file, document)
+    err.print(f"Benchmark: {escape(str(file))}", highlight=False, soft_wrap=True)
+    if as_json:
+        _print_json(document)
+        return
+    table = Table("operation", "ns", "95 %", box=None, header_style="bold")
+    for row in document["variants"]:
+        interval = f"{row['low_ns']:.3f} to {row['high_ns']:.3f}"
+        table.add_row(escape(", ".join(row["variant"].values())), f"{row['median_ns']:.3f}", interval)
+    out.print(table)
+    if earlier:
+        table = Table("operation", "before ns", "now ns", "ratio", "95 %", "", box=None, header_style="bold")
+        for row in document["comparison"]["rows"]:
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            numbers = (f"{row[name]:.3f}" for name in ("before_ns", "now_ns", "ratio"))
+            table.add_row(escape(", ".join(row["variant"].values())), *numbers, interval, f"{row['verdict']}{', control' if row['control'] else ''}")
+        out.print(table)
+
+
+@app.command()
 def report(
     run_folder: Run = None,
     folder: Annotated[

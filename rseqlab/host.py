@@ -86,6 +86,14 @@ def possible_cpus() -> int:
         return allowed_cpus()[-1] + 1
 
 
+def possible_nodes() -> int:
+    """One more than the highest number of a NUMA node; 1 where the kernel does not say."""
+    try:
+        return max(parse_cpu_list(_read("/sys/devices/system/node/possible"))) + 1
+    except OSError:
+        return 1
+
+
 def allowed_cpus() -> list[int]:
     """The CPUs that this process may run on."""
     return sorted(os.sched_getaffinity(0))

@@ -315,6 +315,12 @@ def attach() -> Area:
     return Area(_thread_pointer() + exported.offset_bytes, "libc", None, active)
 
 
+def here() -> Area:
+    """The calling thread's area: ours where it registered one, else libc's. Raises NotRegistered, saying why."""
+    mine = getattr(_here, "area", None)
+    return mine if mine is not None and mine.registered else attach()
+
+
 def geometry() -> tuple[int, int]:
     """(length, alignment) in bytes that the kernel asks for; the original 32 where it says nothing."""
     feature_bytes, align_bytes = auxv()

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
+from rseqlab.lab.experiment import REGISTRATION
 from rseqlab.study.run import reference_runs
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli"]
 SANDBOX = Path(__file__).with_name("sandbox.py")
+NEED_RSEQ = {name for name, one in catalogue().items() if REGISTRATION in one.needs}
 
 
 def lab(*arguments, denied=None, **environment) -> subprocess.CompletedProcess:
@@ -105,7 +108,7 @@ def test_where_rseq_is_denied_the_doctor_says_so(error):
     assert result.returncode == 0
     assert found["rseq"]["owner"] == "none" and not found["rseq"]["registration_works"]
     assert errno.errorcode[error] in found["rseq"]["refusal"]
-    assert all(not one["can_run"] and one["reasons"] for one in found["experiments"])
+    assert all(not one["can_run"] and one["reasons"] for one in found["experiments"] if one["name"] in NEED_RSEQ)
     assert "cannot run" in lab("doctor", denied=error).stdout
 
 
@@ -113,8 +116,9 @@ def test_where_rseq_is_denied_a_run_records_the_skip_and_is_no_result(tmp_path):
     result = lab("run", "--out", tmp_path / "denied", "--json", denied=errno.EPERM)
     found = document(result)
     assert result.returncode == 0
-    assert {one["status"] for one in found["experiments"].values()} == {"skip"}
-    assert all("EPERM" in one["reason"] for one in found["experiments"].values())
+    records = [record for name, record in found["experiments"].items() if name in NEED_RSEQ]
+    assert {one["status"] for one in records} == {"skip"}
+    assert all("EPERM" in one["reason"] for one in records)
     judged = document(lab("claims", "--run", tmp_path / "denied", "--json"))["claims"]
     verdicts = {one["verdict"] for one in judged if one["experiment"] and one["id"] != "C20"}
     assert verdicts == {"not measured"}

@@ -39,7 +39,15 @@ SECTIONS = [
     ("cmpeqv_trymemcpy_storev_release", "committed"),
     ("cmpeqv_trymemcpy_storev other", "compare failed"),
     ("offset_deref_addv", "committed"),
-    ("v 86, v2 8, copied payload", None),
+    ("deref_cmpeqv_storev", "committed"),
+    ("deref_cmpeqv_storev other", "compare failed"),
+    ("deref_cmpeqv_storev elsewhere", "aborted"),
+    ("deref_cmpnev_storeoffp_load", "committed"),
+    ("head is second 1, loaded first 1", None),
+    ("deref_cmpnev_storeoffp_load empty", "compare failed"),
+    ("51 lengths copied, no byte too many", None),
+    ("private copy seen", None),
+    ("v 90, v2 8, copied payload", None),
 ]
 EXPECTED = [
     *(f"{by} {what}: {result}" if result else what for by in BY for what, result in SECTIONS),
@@ -192,32 +200,70 @@ def test_signature_is_the_documented_one():
     assert lib.rl_signature() == abi.SIGNATURES[ffi.string(lib.rl_arch()).decode()]
 
 
+LOCKED = re.compile(r"lock|xchg .*\(|cmpxchg|ld(a|)xr|st(l|)xr|cas|ldadd|swp")
+CALLS = re.compile(r"call|blr?$|blr? ")
+FAST = sorted(re.findall(r"\b(rl_call_\w+)\(", (NATIVE / "rseqlab.h").read_text()))
+
+
+def instructions(path: Path, *which: str) -> list[str]:
+    """Each as "mnemonic operands"."""
+    said = output_of(tool("objdump"), "-d", "--no-show-raw-insn", *which, str(path))
+    return [" ".join(line.split("\t")[1].split()) for line in said.splitlines() if line.count("\t") == 1]
+
+
 def test_no_locked_instruction_and_no_call_between_start_and_commit():
-    objdump = tool("objdump")
-    with open(extension("core"), "rb") as file:
-        elf = ELFFile(file)
-        found = descriptors(elf)
+    path = extension("core")
+    with open(path, "rb") as file:
+        found = descriptors(ELFFile(file))
     for start, length, _ in found:
-        code = output_of(
-            objdump,
-            "-d",
-            f"--start-address={start}",
-            f"--stop-address={start + length}",
-            str(extension("core")),
+        code = instructions(path, f"--start-address={start}", f"--stop-address={start + length}")
+        assert len(code) >= 2
+        assert not [one for one in code if LOCKED.match(one) or CALLS.match(one)], code
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_no_locked_instruction_and_no_call_on_a_fast_path(name):
+    """From the function's entry to its return; what follows an abort is in another part of the file."""
+    code = instructions(extension("core"), f"--disassemble={name}")
+    assert code, f"{name} is not in the built extension"
+    assert not [one for one in code if CALLS.match(one)], code
+    locked = [one for one in code if LOCKED.match(one)]
+    assert bool(locked) == (name == "rl_call_node_counter_add"), code  # the one that says it is atomic
+
+
+def test_every_technique_is_found_by_its_name_and_does_its_work():
+    from rseqlab.experiments import percpu_counter
+
+    ffi, lib = native.core()
+    names = []
+    while (name := lib.rl_ops_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    assert [lib.rl_ops_find(name.encode()) for name in names] == list(range(len(names)))
+    assert lib.rl_ops_find(b"counter/abacus") == -2
+    assert {f"counter/{name}" for name in percpu_counter.TECHNIQUES} - {"counter/rseq-again"} <= set(names)
+    threads = 4
+    cpus = ffi.new("int32_t[]", [-1] * threads)
+    for number, name in enumerate(names):
+        job = {"technique": number, "threads": threads, "iterations": 8000, "cpus": cpus}
+        outcome = ffi.new("struct rl_ops_outcome *")
+        answer = lib.rl_ops_run(
+            ffi.new("struct rl_ops_job *", job | {"indices": host.possible_cpus()}), outcome
         )
-        assert not re.search(r"\b(lock|call|bl|blr|ldxr|stxr|cas)\b", code.split("<", 1)[-1]), code
+        assert (answer, outcome.done) == (0, 8000 * threads), name
 
 
 def test_a_job_that_cannot_be_done_is_refused_not_hung():
     ffi, lib = native.core()
     cpus = ffi.new("int32_t[]", [4095] * 2)  # a CPU that is not there
     job = ffi.new(
-        "struct rl_counter_job *", {"technique": 0, "threads": 2, "iterations": 10, "cpus": cpus, "slots": 2}
+        "struct rl_ops_job *", {"technique": 0, "threads": 2, "iterations": 8, "cpus": cpus, "indices": 2}
     )
-    outcome = ffi.new("struct rl_counter_outcome *")
-    assert lib.rl_counter_run(job, outcome) < 0
-    job.threads = 0
-    assert lib.rl_counter_run(job, outcome) == -22
+    outcome = ffi.new("struct rl_ops_outcome *")
+    assert lib.rl_ops_run(job, outcome) == -22
+    for wrong in ({"threads": 0}, {"iterations": 7}, {"technique": 1000}, {"technique": -1}, {"storm_hz": 10}):
+        cpus[0] = cpus[1] = -1
+        right = {"technique": 0, "threads": 2, "iterations": 8, "cpus": cpus, "indices": 2}
+        assert lib.rl_ops_run(ffi.new("struct rl_ops_job *", right | wrong), outcome) == -22, wrong
 
 
 def test_the_gil_is_released_while_counting():
@@ -227,15 +273,21 @@ def test_the_gil_is_released_while_counting():
     ffi, lib = native.core()
     cpus = ffi.new("int32_t[]", [-1])
     job = ffi.new(
-        "struct rl_counter_job *",
-        {"technique": 1, "threads": 1, "iterations": 300_000_000, "cpus": cpus, "slots": 8},
+        "struct rl_ops_job *",
+        {
+            "technique": lib.rl_ops_find(b"counter/thread-local"),
+            "threads": 1,
+            "iterations": 800_000_000,
+            "cpus": cpus,
+            "indices": 8,
+        },
     )
-    outcome = ffi.new("struct rl_counter_outcome *")
-    worker = threading.Thread(target=lib.rl_counter_run, args=(job, outcome))
+    outcome = ffi.new("struct rl_ops_outcome *")
+    worker = threading.Thread(target=lib.rl_ops_run, args=(job, outcome))
     worker.start()
     ticks = 0
     while worker.is_alive():
         time.sleep(0.001)
         ticks += 1
-    assert outcome.sum == 300_000_000
+    assert outcome.done == 800_000_000
     assert ticks > 1, "this thread could not run while C counted"

@@ -41,9 +41,12 @@ def quick(tmp_path_factory):
 
 def test_a_run_measures_everything_and_is_a_sound_bundle(quick):
     folder, document = quick
-    assert {record["status"] for record in document["experiments"].values()} == {"pass"}
+    statuses = {name: record["status"] for name, record in document["experiments"].items()}
+    assert statuses == {name: "skip" if one.unmet() else "pass" for name, one in catalogue().items()}
     found = Bundle(folder, catalogue())
     for name, experiment in catalogue().items():
+        if experiment.unmet():
+            continue
         planned = sum(part.rows for part in experiment.plan("quick") if not part.skip)
         assert len(found.tables[name]) == planned, f"{name} does not yield the rows that it plans"
 

@@ -1,13 +1,13 @@
 """percpu-counter: what does an increment cost as an rseq critical section, and as everything else?
 
-One process does all techniques at all thread counts, interleaved, several processes one after another.
+One process does all techniques at all thread counts, interleaved, several processes one after another, on 1, 2 and twice as many threads as CPUs.
 Every batch is checked: the sum over all slots must equal the increments exactly.
 """
 
 from collections.abc import Iterator
 
-from rseqlab import host, native
-from rseqlab.lab.child import Failed
+from rseqlab import host
+from rseqlab.lab import ops
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.lab.timing import Variant, interleaved
@@ -23,34 +23,19 @@ TECHNIQUES = (
 )
 """``rseq-again`` is ``rseq`` once more: the A/A null."""
 
-_LOOPS = {
-    "rseq": "RL_COUNT_RSEQ",
-    "rseq-again": "RL_COUNT_RSEQ",
-    "thread-local": "RL_COUNT_THREAD_LOCAL",
-    "atomic-own-line": "RL_COUNT_ATOMIC_OWN_LINE",
-    "atomic-shared-line": "RL_COUNT_ATOMIC_SHARED",
-    "mutex": "RL_COUNT_MUTEX",
-    "sched_getcpu-atomic": "RL_COUNT_GETCPU_ATOMIC",
-}
-
 PROFILE = {
     "quick": {"processes": 6, "rounds": 5, "batch_ns": 2_000_000},
-    "full": {"processes": 15, "rounds": 10, "batch_ns": 5_000_000},
+    "full": {"processes": 8, "rounds": 10, "batch_ns": 5_000_000},
 }
 
-THREADS_BATCH_FACTOR, CROWD_BATCH_FACTOR = 5, 15
+THREADS_BATCH_FACTOR, CROWD_BATCH_FACTOR = 3, 8
 """Threads need longer batches, so that a late start does not count; a crowd needs several time slices."""
-
-
-def thread_counts() -> list[int]:
-    """1, 2 and twice the CPUs that this process may use. On one CPU, 2 is the crowd."""
-    return sorted({1, 2, 2 * len(host.allowed_cpus())})
 
 
 def plan(profile: str) -> list[Part]:
     """Half of the processes leave the registration to libc; in the others each thread does it itself."""
     size = PROFILE[profile]
-    rows = size["rounds"] * len(TECHNIQUES) * len(thread_counts())
+    rows = size["rounds"] * len(TECHNIQUES) * len(ops.thread_counts(2))
     return [
         Part(
             id=f"{start}-{number}",
@@ -67,52 +52,32 @@ def plan(profile: str) -> list[Part]:
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
-    ffi, lib = native.core()
-    size, allowed = task.arguments, host.allowed_cpus()
-    slots = host.possible_cpus()
+    size = task.arguments
 
     def batch(technique: str, threads: int, iterations: int) -> dict:
-        # As many threads as CPUs is a question about those CPUs; a crowd is the scheduler's to place.
-        cpus = ffi.new("int32_t[]", allowed[-threads:] if threads <= len(allowed) else [-1] * threads)
-        job = ffi.new(
-            "struct rl_counter_job *",
-            {
-                "technique": getattr(lib, _LOOPS[technique]),
-                "threads": threads,
-                "iterations": iterations,
-                "cpus": cpus,
-                "slots": slots,
-            },
-        )
-        outcome = ffi.new("struct rl_counter_outcome *")
-        answer = lib.rl_counter_run(job, outcome)
-        increments = threads * iterations
-        if answer or outcome.sum != increments:
-            raise Failed(
-                f"{technique}, {threads} threads: {increments} increments summed up to {outcome.sum}; "
-                f"the run answered {answer}"
-            )
+        row = ops.run_job(f"counter/{technique}", threads, iterations, ops.places(threads))
         return {
             "technique": technique,
             "threads": threads,
             "start": size["start"],
-            "elapsed_ns": outcome.elapsed_ns,
-            "cpu_ns": outcome.cpu_ns,
-            "increments": increments,
-            "sum": outcome.sum,
-            "aborts": outcome.aborts,
-            "context_switches": outcome.switches,
-            "cpu_ns_per_increment": outcome.cpu_ns / increments,
-            "elapsed_ns_per_increment": outcome.elapsed_ns / increments,
+            "elapsed_ns": row["elapsed_ns"],
+            "cpu_ns": row["cpu_ns"],
+            "increments": row["operations"],
+            "sum": row["done"],
+            "aborts": row["aborts_moved"] + row["aborts_migrated"] + row["aborts_interrupted"],
+            "context_switches": row["context_switches"],
+            "cpu_ns_per_increment": row["cpu_ns_per_operation"],
+            "elapsed_ns_per_increment": row["elapsed_ns_per_operation"],
         }
 
-    for threads in thread_counts():
+    crowd = len(host.allowed_cpus())
+    for threads in ops.thread_counts(2):
         variants = [
             Variant((technique, str(threads)), lambda n, t=technique, k=threads: batch(t, k, n))
             for technique in TECHNIQUES
         ]
         factor = (
-            1 if threads == 1 else THREADS_BATCH_FACTOR if threads <= len(allowed) else CROWD_BATCH_FACTOR
+            1 if threads == 1 else THREADS_BATCH_FACTOR if threads <= crowd else CROWD_BATCH_FACTOR
         )
         batch_ns = size["batch_ns"] * factor
         yield from interleaved(variants, size["rounds"], batch_ns, size["seed"], task.pending)
@@ -140,7 +105,7 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "technique", "threads"),
     needs=(LINUX, NATIVE, REGISTRATION),
-    seconds={"quick": 32, "full": 320},
+    seconds={"quick": 20, "full": 170},
     plan=plan,
     measure=measure,
 )

@@ -25,7 +25,7 @@ FAILED_CODE = 3
 ENTRY = "from rseqlab.lab import child; child.main()"
 """Not ``-m``: this module must be the one that experiments import :class:`Failed` from."""
 
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ")
 """What a child inherits; all else in its environment is stated by the part."""
 
 

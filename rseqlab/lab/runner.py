@@ -41,6 +41,7 @@ MEASURING_CODE = (
     "rseq.py",
     "lab/child.py",
     "lab/experiment.py",
+    "lab/ops.py",
     "lab/probe.py",
     "lab/timing.py",
 )

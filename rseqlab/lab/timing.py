@@ -9,8 +9,8 @@ from dataclasses import dataclass
 MIN_BATCH_NS = 1_000_000
 """A batch shorter than this is dominated by reading the clock and by chance."""
 
-ROUND_TO = 4
-"""Batches are multiples of this many iterations (the reading loops are unrolled)."""
+ROUND_TO = 8
+"""Batches are multiples of this many iterations (the loops in C are unrolled)."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,14 @@ static inline int64_t rl_now_ns(void)
 	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+static inline int64_t rl_thread_cpu_ns(void)
+{
+	struct timespec used;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+	return (int64_t)used.tv_sec * 1000000000 + used.tv_nsec;
+}
+
 /*
  * Sets `elapsed_ns` and `*sum`. READ may add `after` to an address: always zero, but in a dependent loop
  * known only once the last value is. Four accumulators, so that the additions are not what is measured.

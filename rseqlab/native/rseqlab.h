@@ -128,9 +128,12 @@ enum rl_order {
 int64_t rl_read_loop(enum rl_reader reader, enum rl_order order, ptrdiff_t offset_bytes,
 		     uint64_t iterations, uint64_t *sum);
 
-/* ---- per-CPU critical sections (sections.h), and counting on them (counter.c) ---- */
+/* ---- per-CPU critical sections (sections.h) ---- */
 
-enum rl_result { RL_COMMITTED = 0, RL_COMPARE_FAILED = 1, RL_ABORTED = 2, RL_UNSUPPORTED = 3 };
+enum rl_result {
+	RL_COMMITTED = 0, RL_COMPARE_FAILED = 1, RL_ABORTED = 2, RL_UNSUPPORTED = 3,
+	RL_FULL = 4, RL_EMPTY = 5, RL_TOO_LARGE = 6,	/* of structures, below */
+};
 
 /* What the data is indexed by: the field of the area that must not change during a section. */
 enum rl_by {
@@ -143,7 +146,7 @@ enum rl_by {
 struct rl_at {
 	ptrdiff_t offset_bytes;		/* from the thread pointer to this thread's area */
 	enum rl_by by;
-	int32_t index;			/* what the field held when the data was chosen */
+	uintptr_t index;		/* what the field, of 32 bits, held when the data was chosen */
 };
 
 /*
@@ -181,40 +184,234 @@ struct rl_at {
  * offset_deref_addv(v, offset_bytes, count)
  *	p = *(*v + offset_bytes)
  *	*p += count						commit
+ *
+ * deref_cmpeqv_storev(v, expect, value)			as cmpeqv_storev, on what *v points to
+ *	p = *v
+ *	if (*p != expect) compare failed
+ *	*p = value						commit
+ *
+ * deref_cmpnev_storeoffp_load(v, expect_not, next_bytes, load)
+ *	p = *v
+ *	q = *p
+ *	if (q == expect_not) compare failed
+ *	*load = q
+ *	*p = *(q + next_bytes)					commit
+ *
+ * The pointer of the deref sections is loaded inside, so that another CPU can take over what it points
+ * to: put another pointer there, then fence (rl_fence): no section that saw the old one still runs.
+ *
+ * What `by` means. With cpu_id and mm_cid no other thread of the process has the index at the same time,
+ * so a section has its data to itself. With node_id it only stays on the node: the node's other CPUs run
+ * at the same time, and data that they share needs atomic instructions as well.
  */
 
-enum rl_counter {
-	RL_COUNT_RSEQ,			/* addv on this CPU's slot */
-	RL_COUNT_THREAD_LOCAL,		/* plain increment of a variable in initial-exec TLS */
-	RL_COUNT_ATOMIC_OWN_LINE,	/* relaxed atomic on this thread's slot */
-	RL_COUNT_ATOMIC_SHARED,		/* relaxed atomic on one slot for all */
-	RL_COUNT_MUTEX,			/* one slot for all, under a pthread mutex */
-	RL_COUNT_GETCPU_ATOMIC,		/* relaxed atomic on the slot that sched_getcpu() names */
-	RL_COUNTERS
-};
-
-struct rl_counter_job {
-	enum rl_counter technique;
-	uint32_t threads;
-	uint64_t iterations;		/* of each thread */
-	const int32_t *cpus;		/* per thread: the CPU to stay on, or -1 */
-	uint32_t slots;			/* at least the possible CPUs */
-};
-
-struct rl_counter_outcome {
-	int64_t elapsed_ns;		/* first start to last end */
-	int64_t cpu_ns;			/* CPU time of all threads inside the timed part */
-	int64_t sum;			/* over all slots; must equal threads * iterations */
-	uint64_t aborts;		/* attempts that did not commit: interrupted, or on another CPU by then */
-	uint64_t switches;		/* context switches of the threads inside the timed part */
-};
+/* ---- per-CPU structures (percpu.h inline; percpu.c as functions) ---- */
 
 #define RL_SLOT_BYTES 128		/* two lines: the neighbour-line prefetcher must not join slots */
+#define RL_PATIENCE 16			/* after so many aborts a thread yields once */
 
 /*
- * Runs a counting job on threads of its own. A thread that libc did not register registers itself for
- * the length of the job. Returns 0 or -errno.
+ * One structure for each index, mapped from the kernel and zero. From one index to the next is a power
+ * of two: RL_SLOT_BYTES or more, so that no two share a line, and whole pages where a slot is that large,
+ * so that the page comes from the node of the CPU that writes it first. An index that no thread ever has
+ * costs address space and no memory.
  */
-int rl_counter_run(const struct rl_counter_job *job, struct rl_counter_outcome *outcome);
+struct rl_percpu {
+	char *base;
+	uint32_t shift;			/* log2 of the distance in bytes */
+	uint32_t indices;
+	enum rl_by by;
+	intptr_t capacity;		/* of a ring: values or bytes, a power of two */
+	size_t mapped_bytes;
+};
+
+/*
+ * bytes_per_index of 1 and more; stride_bytes is 0, or a power of two that replaces the chosen distance
+ * (to measure layout mistakes). Returns 0 or -errno (-EINVAL, -ENOMEM). Destroy what was created, once.
+ */
+int rl_percpu_create(struct rl_percpu *memory, size_t bytes_per_index, size_t stride_bytes, uint32_t indices,
+		     enum rl_by by);
+void rl_percpu_destroy(struct rl_percpu *memory);
+
+/*
+ * Attempts that did not commit, by cause. The kernel clears rseq_cs when it aborts a section, so where it
+ * is still set the section itself found another index at its start.
+ */
+struct rl_aborts {
+	uint64_t moved;			/* the index had changed before the section began */
+	uint64_t migrated;		/* aborted by the kernel; the thread is at another index now */
+	uint64_t interrupted;		/* aborted by the kernel, at the same index: preempted, or a signal */
+};
+
+/* The calling thread, for the structures: where its area is, and where its aborts are counted. */
+struct rl_here {
+	ptrdiff_t offset_bytes;
+	struct rl_aborts *aborts;
+};
+
+void rl_after_abort(struct rl_at at, struct rl_aborts *aborts);
+void rl_wait(void);			/* a short pause; every so often the rest of the time slice */
+
+struct rl_node { struct rl_node *next; };	/* at the start of whatever is listed */
+
+/* The two heads take turns: whoever takes over makes the other one active, fences, and owns the first. */
+struct rl_takeable { intptr_t *active, heads[2], taker; };
+
+struct rl_ring { intptr_t head, tail; intptr_t pad[6]; intptr_t values[]; };
+struct rl_bytes { intptr_t head, tail; intptr_t pad[6]; char bytes[]; };
+struct rl_record { uint64_t payload_bytes; char payload[]; };
+#define RL_FILLER UINT64_MAX		/* instead of a length: nothing up to the end of the ring */
+
+/* What ends at the end of a byte ring; both answer RL_COMPARE_FAILED where it is time to try again. */
+enum rl_result rl_bytes_fill(struct rl_at at, struct rl_bytes *ring, intptr_t tail, char *place,
+			     intptr_t left);
+enum rl_result rl_bytes_skip(struct rl_at at, struct rl_bytes *ring, intptr_t head, intptr_t left);
+
+int rl_takeable_init(struct rl_percpu *memory);
+int rl_ring_create(struct rl_percpu *memory, uint32_t capacity, uint32_t indices, enum rl_by by);
+int rl_bytes_create(struct rl_percpu *memory, uint32_t capacity_bytes, uint32_t indices, enum rl_by by);
+
+/*
+ * Objects of one size. Free ones lie in the lists of the CPUs; a CPU that has none carves a batch from
+ * what was never used, and after that takes another CPU's list over. NULL where every object is in use.
+ */
+struct rl_pool {
+	struct rl_percpu lists;		/* of struct rl_takeable */
+	char *objects;
+	size_t object_bytes, mapped_bytes;
+	uint64_t total, carved;
+	uint32_t slow;			/* a lock, for the slow path only */
+};
+int rl_pool_create(struct rl_pool *pool, size_t object_bytes, uint64_t objects, uint32_t indices, enum rl_by by);
+void rl_pool_destroy(struct rl_pool *pool);
+void *rl_pool_refill(struct rl_pool *pool, const struct rl_here *here);
+
+/*
+ * Fence: when it returns, every section that ran when it was called, on one CPU or on all (cpu < 0), has
+ * committed or was aborted (membarrier(2), MEMBARRIER_CMD_PRIVATE_EXPEDITED_RSEQ, Linux 5.10, 2a36ab717e8f).
+ * A process makes itself known once, with rl_fence_register(). Both return 0 or -errno (-EINVAL: the
+ * kernel has no such command; -EPERM: not made known).
+ */
+int rl_fence_register(void);
+int rl_fence(int cpu);
+
+/*
+ * Takes over the list of an index: afterwards *chain is the caller's alone.
+ *  RL_TAKE_FENCE_CPU	fences the one CPU; for lists by cpu_id
+ *  RL_TAKE_FENCE_ALL	fences all CPUs that run the process; for every index
+ *  RL_TAKE_MOVE	needs no fence: moves the calling thread to that CPU, empties the list with a
+ *			section, moves back; for lists by cpu_id and CPUs that the thread may use
+ * Returns 0 or -errno of what refused.
+ */
+enum rl_take { RL_TAKE_FENCE_CPU, RL_TAKE_FENCE_ALL, RL_TAKE_MOVE };
+int rl_takeable_take(const struct rl_percpu *memory, const struct rl_here *here, uint32_t index,
+		     enum rl_take how, struct rl_node **chain);
+
+/* The fast paths of percpu.h as functions. */
+enum rl_result rl_call_counter_add(const struct rl_percpu *memory, const struct rl_here *here, intptr_t count);
+void rl_call_node_counter_add(const struct rl_percpu *memory, const struct rl_here *here, intptr_t count);
+enum rl_result rl_call_lock_try(const struct rl_percpu *memory, const struct rl_here *here, uint32_t *index);
+enum rl_result rl_call_lock_take(const struct rl_percpu *memory, const struct rl_here *here, uint32_t *index);
+void rl_call_lock_release(const struct rl_percpu *memory, uint32_t index);
+enum rl_result rl_call_list_push(const struct rl_percpu *memory, const struct rl_here *here, struct rl_node *node);
+struct rl_node *rl_call_list_pop(const struct rl_percpu *memory, const struct rl_here *here);
+enum rl_result rl_call_takeable_push(const struct rl_percpu *memory, const struct rl_here *here, struct rl_node *node);
+struct rl_node *rl_call_takeable_pop(const struct rl_percpu *memory, const struct rl_here *here);
+enum rl_result rl_call_ring_push(const struct rl_percpu *memory, const struct rl_here *here, intptr_t value);
+enum rl_result rl_call_ring_pop(const struct rl_percpu *memory, const struct rl_here *here, intptr_t *value);
+enum rl_result rl_call_bytes_write(const struct rl_percpu *memory, const struct rl_here *here,
+				   const struct rl_record *record);
+enum rl_result rl_call_bytes_read(const struct rl_percpu *memory, const struct rl_here *here,
+				  struct rl_record *record, uint64_t room_bytes);
+void *rl_call_pool_alloc(struct rl_pool *pool, const struct rl_here *here);
+enum rl_result rl_call_pool_free(struct rl_pool *pool, const struct rl_here *here, void *object);
+
+/* The intptr_t at the start of an index's slot, for whoever only looks. */
+intptr_t rl_peek(const struct rl_percpu *memory, uint32_t index);
+
+/* ---- one operation after another, on threads (ops.c), by technique (techniques.c) ---- */
+
+struct rl_ops_job {
+	int technique;			/* from rl_ops_find */
+	uint32_t threads;
+	uint64_t iterations;		/* of each thread, a multiple of RL_UNROLL */
+	const int32_t *cpus;		/* per thread: the CPU to stay on, or -1 */
+	uint32_t indices;		/* at least the possible CPUs */
+	uint32_t stride_bytes;		/* between per-CPU counters; 0: as rl_percpu_create chooses */
+	uint32_t storm_hz;		/* signals a second to each thread; the handler does one operation more */
+	uint32_t moves;			/* of each thread to another of its CPUs, evenly over its iterations */
+};
+
+struct rl_ops_outcome {
+	int64_t elapsed_ns;		/* first start to last end */
+	int64_t cpu_ns;			/* CPU time of all threads inside the timed part */
+	uint64_t done;			/* operations found in the data; must equal threads * iterations + handled */
+	uint64_t handled;		/* operations done by signal handlers */
+	struct rl_aborts aborts;
+	uint64_t switches;		/* context switches of the threads inside the timed part */
+	uint32_t slots_used;		/* indices whose slot is not zero afterwards */
+	uint64_t resident_bytes;	/* of the memory by index, by mincore(2) */
+};
+
+#define RL_UNROLL 8			/* operations in a turn of the loop */
+
+/*
+ * A technique is called "structure/technique", as "counter/rseq". rl_ops_name gives NULL behind the last;
+ * rl_ops_find gives -ENOENT for an unknown name.
+ */
+const char *rl_ops_name(int technique);
+int rl_ops_find(const char *name);
+
+/*
+ * Runs a job on threads of its own. A thread that libc did not register registers itself for the length
+ * of the job. Returns 0 or -errno (-EINVAL also where a storm or moves are asked of a technique that is not
+ * a counter by index or by thread).
+ */
+int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome);
+
+/* ---- what an abort costs (abort.c) ---- */
+
+enum rl_event {
+	RL_EVENT_COMMIT,		/* none: a section that commits */
+	RL_EVENT_OTHER_INDEX,		/* a section that finds another index and gives up by itself */
+	RL_EVENT_TRAP,			/* a signal, no section announced */
+	RL_EVENT_TRAP_ANNOUNCED,	/* a signal outside of a section whose descriptor is still announced */
+	RL_EVENT_TRAP_INSIDE,		/* a signal inside a section, which the kernel aborts */
+	RL_EVENTS
+};
+
+/*
+ * Makes the event `iterations` times on the calling thread, whose area lies at the offset. Each trap runs
+ * a handler that only counts. *signals and *aborted say how many there were. Returns elapsed nanoseconds
+ * or -errno. Changes the action of SIGTRAP meanwhile.
+ */
+int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset_bytes, uint64_t *signals,
+		      uint64_t *aborted);
+
+/* ---- what a takeover costs (takeover.c) ---- */
+
+/* As enum rl_take, and a list under a mutex, whose owner pays for every operation instead. */
+enum rl_taker { RL_TAKER_FENCE_CPU, RL_TAKER_FENCE_ALL, RL_TAKER_MOVE, RL_TAKER_MUTEX, RL_TAKERS };
+
+struct rl_takeover_job {
+	enum rl_taker how;
+	uint32_t takeovers;
+	uint32_t pause_ns;		/* between two of them */
+	int32_t owner_cpu, taker_cpu;	/* may be the same */
+	uint32_t indices;
+	int32_t busy;			/* whether the owner uses the list meanwhile */
+};
+
+struct rl_takeover_outcome {
+	int64_t taking_ns;		/* all takeovers, each with one reading of the clock */
+	int64_t owner_cpu_ns;		/* CPU time of the owner */
+	uint64_t owner_pairs;		/* of the owner: a node taken off and put back */
+	uint64_t taken;			/* nodes that were found in the lists taken over */
+	struct rl_aborts aborts;	/* of the owner */
+	uint64_t lost;			/* nodes that were not found afterwards, or twice; must be 0 */
+};
+
+/* Returns 0 or -errno. */
+int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
 
 #endif

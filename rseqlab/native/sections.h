@@ -70,21 +70,21 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 /* What every section is given: where to announce itself, and the index that must still hold. */
 #define RL_GUARD(at)							\
 	[area] "r"(RL_AREA((at).offset_bytes)),				\
-	[field] "r"(RL_AREA((at).offset_bytes + (ptrdiff_t)(at).by)),	\
+	[field] "m"(*(const uint32_t *)(RL_AREA((at).offset_bytes) + (ptrdiff_t)(at).by)),	\
 	[index] "r"((at).index)
 
 RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_ADD("v", "count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		: /* asm goto has no outputs */
-		: RL_GUARD(at), [v] "r"(v), [count] "r"(count)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
@@ -96,7 +96,7 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
@@ -104,8 +104,8 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 		RL_ASM_STORE("v", "value")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [value] "r"(value)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -120,19 +120,18 @@ RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expec
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
 		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
 		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_MOVE_SCRATCH_BY("next_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
 		RL_ASM_STORE_SCRATCH("v")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] "r"(v), [expect_not] "r"(expect_not), [next_bytes] "r"(next_bytes), [load] "r"(load)
+		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;
@@ -146,20 +145,72 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LOAD("v")
-		RL_ASM_MOVE_SCRATCH_BY("offset_bytes")
-		RL_ASM_FOLLOW_SCRATCH
+		RL_ASM_FOLLOW_SCRATCH_AT("offset_bytes")
 		RL_ASM_ADD_TO_SCRATCH("count")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] "r"(v), [offset_bytes] "r"(offset_bytes), [count] "r"(count)
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [offset_bytes] "r"(offset_bytes), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
 	return RL_COMMITTED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect, intptr_t value)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ volatile goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD_BOX("v")
+		RL_INJECT(2)
+		RL_ASM_LEAVE_UNLESS_BOX_HOLDS("expect", "differs")
+		RL_INJECT(3)
+		RL_ASM_STORE_TO_BOX("value")
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		: [v] RL_MEMORY(*v)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
+		: RL_CLOBBERS_BOX
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
+aborted:
+	return RL_ABORTED;
+}
+
+RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_t expect_not, ptrdiff_t next_bytes,
+					  intptr_t *load)
+{
+	if (!RL_SUPPORTED)
+		return RL_UNSUPPORTED;
+	__asm__ volatile goto(
+		RL_SECTION_BEGIN
+		RL_INJECT(1)
+		RL_ASM_LOAD_BOX("v")
+		RL_INJECT(2)
+		RL_ASM_LOAD_FROM_BOX
+		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
+		RL_ASM_STORE_SCRATCH("load")
+		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
+		RL_ASM_STORE_SCRATCH_TO_BOX
+		RL_SECTION_END
+		RL_ASM_ABORT("aborted")
+		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
+		: RL_CLOBBERS_BOX
+		: aborted, differs);
+	return RL_COMMITTED;
+differs:
+	return RL_COMPARE_FAILED;
 aborted:
 	return RL_ABORTED;
 }
@@ -171,7 +222,7 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 {												\
 	if (!RL_SUPPORTED)									\
 		return RL_UNSUPPORTED;								\
-	__asm__ goto(										\
+	__asm__ volatile goto(									\
 		RL_SECTION_BEGIN								\
 		RL_INJECT(1)									\
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
@@ -181,9 +232,9 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 		STORE_LAST("v", "value")							\
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
-		:										\
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2),			\
-		  [value2] "r"(value2), [value] "r"(value)					\
+		: [v] RL_MEMORY(*v), [v2] RL_MEMORY(*v2)					\
+		: RL_GUARD(at), [expect] RL_VALUE(expect),					\
+		  [value2] RL_VALUE(value2), [value] RL_VALUE(value)				\
 		: RL_CLOBBERS									\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -199,7 +250,7 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 {												\
 	if (!RL_SUPPORTED)									\
 		return RL_UNSUPPORTED;								\
-	__asm__ goto(										\
+	__asm__ volatile goto(									\
 		RL_SECTION_BEGIN								\
 		RL_INJECT(1)									\
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")				\
@@ -209,9 +260,9 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		STORE_LAST("v", "value")							\
 		RL_SECTION_END									\
 		RL_ASM_ABORT("aborted")								\
-		:										\
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [to] "r"(to), [from] "r"(from),	\
-		  [length_bytes] "r"(length_bytes), [value] "r"(value)				\
+		: [v] RL_MEMORY(*v)								\
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [to] "r"(to), [from] "r"(from),	\
+		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
 	return RL_COMMITTED;									\
@@ -229,7 +280,7 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 {
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ goto(
+	__asm__ volatile goto(
 		RL_SECTION_BEGIN
 		RL_INJECT(1)
 		RL_ASM_LEAVE_UNLESS_EQUAL("v", "expect", "differs")
@@ -239,9 +290,8 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 		RL_ASM_STORE("v", "value")
 		RL_SECTION_END
 		RL_ASM_ABORT("aborted")
-		:
-		: RL_GUARD(at), [v] "r"(v), [expect] "r"(expect), [v2] "r"(v2), [expect2] "r"(expect2),
-		  [value] "r"(value)
+		: [v] RL_MEMORY(*v), [v2] RL_MEMORY(*v2)
+		: RL_GUARD(at), [expect] RL_VALUE(expect), [expect2] RL_VALUE(expect2), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
 	return RL_COMMITTED;

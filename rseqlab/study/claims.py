@@ -194,6 +194,20 @@ MEASURES = {
     ),
     "registration-cost": Measure("way", "turn", "ns_per_turn", ("nothing-more-again", "nothing-more")),
     "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", ("none-none-again", "none-none")),
+    "percpu-ops": Measure(
+        "technique",
+        "threads",
+        "cpu_ns_per_operation",
+        ("counter/rseq-again", "counter/rseq"),
+        "elapsed_ns_per_operation",
+    ),
+    "mm-cid": Measure("way", "load", "cpu_ns_per_operation", ("cpu_id-again", "cpu_id")),
+    "false-sharing": Measure(
+        "distance", "technique", "cpu_ns_per_operation", ("128 bytes-again", "128 bytes")
+    ),
+    "abort-cost": Measure("event", "order", "ns_per_event", ("signal-again", "signal")),
+    "signal-storm": Measure("storm", "load", "cpu_ns_per_operation", ("none-again", "none")),
+    "takeover": Measure("way", "owner", "ns_per_takeover", ("fence-cpu-again", "fence-cpu")),
 }
 
 
@@ -238,7 +252,7 @@ def _compare(
     run: StudyRun, claim: Claim, ways: str, condition: str, start: str
 ) -> tuple[Interval, Interval, str]:
     """(effect, effect widened by the A/A null, its words)."""
-    names = ways.split("/")
+    names = ways.split("|")
     effect = paired_ratio(*(samples(run, claim.experiment, name, condition, start) for name in names))
     factor = _null_factor(run, claim.experiment, condition, start)
     widened = replace(effect, low=effect.low / factor, high=effect.high * factor)
@@ -337,7 +351,7 @@ def instructions_more(run, claim, options):
     table = run.table(claim.experiment)
     plain = table[(table["check"] == "none") & (table.get("loaded", "at-start") == "at-start")]
     counts = plain.dropna(subset=[value]).groupby([*apart, "option"])[value].median().unstack()
-    more, less = options.split("/")
+    more, less = options.split("|")
     both = counts.reindex(columns=[more, less]).dropna()
     return _share(
         int((both[more] - both[less] == claim.threshold).sum()),
@@ -368,7 +382,7 @@ def paired_difference(more: pd.Series, less: pd.Series) -> Interval:
 @_rule
 def more_bytes(run, claim, layouts):
     """Threads with the first layout hold more than those with the second, by more than ``threshold`` bytes."""
-    held, (more, less) = thread_bytes(run), layouts.split("/")
+    held, (more, less) = thread_bytes(run), layouts.split("|")
     if not {more, less} <= set(held):
         raise NotMeasured(f"thread-memory has no measured row for {more} or for {less}")
     effect = paired_difference(held[more], held[less])
@@ -466,6 +480,59 @@ def sums_are_exact(run, claim):
         len(batches),
         f"batches were exact, {int(batches['increments'].sum()):,} increments with "
         f"{int(batches['aborts'].sum()):,} attempts that did not commit",
+    )
+
+
+ABORTS = ["aborts_moved", "aborts_migrated", "aborts_interrupted"]
+"""Attempts that did not commit, by cause."""
+
+
+@_rule
+def all_work_is_found(run, claim, part):
+    """Every batch of the techniques that have ``part`` in their name left exactly its work in the data."""
+    table = run.table(claim.experiment)
+    batches = table[table["technique"].str.contains(part, regex=False)]
+    good = int((batches["done"] == batches["operations"]).sum())
+    aborts = int(batches[ABORTS].to_numpy().sum())
+    return _share(
+        good,
+        len(batches),
+        f"batches were exact, {int(batches['operations'].sum()):,} operations with {aborts:,} attempts that did "
+        "not commit",
+    )
+
+
+@_rule
+def aborts_per_million_at_most(run, claim, technique, threads):
+    """Attempts that did not commit, of all batches added up."""
+    table = run.table(claim.experiment)
+    batches = table[(table["technique"] == technique) & (table["threads"].astype(str) == threads)]
+    if batches.empty:
+        raise NotMeasured(f"{claim.experiment} has no rows for {technique}, {threads} threads")
+    aborts, operations = int(batches[ABORTS].to_numpy().sum()), int(batches["operations"].sum())
+    rate = 1e6 * aborts / operations
+    return Finding(
+        HOLDS if rate <= claim.threshold else FAILS,
+        f"Here {aborts:,} of {operations:,} attempts did not commit: {rate:.3f} in a million; "
+        f"the claim allows {claim.threshold:g}.",
+    )
+
+
+@_rule
+def fewer_slots(run, claim):
+    """Indices that one thread touches as it is moved over all CPUs, by mm_cid against cpu_id."""
+    table = run.table(claim.experiment)
+    cpus = int(table["cpus"].max())
+    if cpus < 4:
+        raise NotMeasured(
+            f"The process may use {cpus} CPUs; a thread and its creator have 2 concurrency ids by themselves, "
+            "so at least 4 are needed to tell"
+        )
+    moved = table[(table["cpus"] == cpus) & (table["threads"] == 1) & (table["moves"] > 0)]
+    dense, sparse = (float(moved.loc[moved["way"] == way, "slots_used"].median()) for way in ("mm_cid", "cpu_id"))
+    return Finding(
+        HOLDS if dense < sparse else FAILS,
+        f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",
     )
 
 

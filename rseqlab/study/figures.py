@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rseqlab import layout
+from rseqlab.experiments import catalogue
 from rseqlab.host import parse_cpu_list
 from rseqlab.lab import stats
 from rseqlab.study import claims
@@ -205,22 +206,11 @@ def counter(run: StudyRun) -> Figure:
     table = run.table(experiment)
     threads = [str(count) for count in sorted(table["threads"].unique())]
     ways = ["thread-local", "rseq", "sched_getcpu-atomic", "atomic-own-line", "atomic-shared-line", "mutex"]
-    start = "libc" if (table["start"] == "libc").any() else "self"
+    start = _start(table)
     numbers = _intervals(run, experiment, ways, threads, start)
     canvas = Canvas(figsize=(7.2, 3.6))
     axes = canvas.subplots()
-    looks = zip(threads, (BLUE, ORANGE, GREEN, PINK, SKY), "oDs^v", strict=False)
-    _dots(
-        axes,
-        numbers,
-        "technique",
-        ways,
-        "threads",
-        {
-            count: (f"{count} thread{'s' if count != '1' else ''}", colour, marker)
-            for count, colour, marker in looks
-        },
-    )
+    _dots(axes, numbers, "technique", ways, "threads", _looks(threads, "thread"))
     axes.set_xlabel("ns of CPU time per increment (log; bars: 95 % interval of the median)")
     canvas.legend(loc="outside upper left", ncols=len(threads))
     return _finish(
@@ -231,6 +221,115 @@ def counter(run: StudyRun) -> Figure:
         ),
         f"What a shared counter costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
         f"registered by {start}.",
+        numbers,
+    )
+
+
+def _start(table: pd.DataFrame) -> str:
+    """The processes in which libc registered the threads, where there are some."""
+    return "libc" if (table["start"] == "libc").any() else "self"
+
+
+def _looks(conditions: list[str], word: str) -> dict:
+    colours, markers = (BLUE, ORANGE, GREEN, PINK, SKY), "oDs^v"
+    return {
+        condition: (f"{condition} {word}{'s' if condition != '1' else ''}", colour, marker)
+        for condition, colour, marker in zip(conditions, colours, markers, strict=False)
+    }
+
+
+STRUCTURES = ("counter", "lock", "list", "ring", "bytes", "pool")
+
+
+@_shows_missing
+def operations(run: StudyRun) -> Figure:
+    """CPU ns per operation of every structure, by technique and number of threads."""
+    experiment = "percpu-ops"
+    table = run.table(experiment)
+    threads = [str(count) for count in sorted(table["threads"].unique())]
+    left_out = ("again", "nothing", "two-stores", "node_id", "mm_cid")
+    ways = [
+        technique
+        for structure in STRUCTURES
+        for technique in dict.fromkeys(sorted(table["technique"], key=_rank))
+        if technique.startswith(f"{structure}/") and not any(word in technique for word in left_out)
+    ]
+    numbers = _intervals(run, experiment, ways, threads, _start(table))
+    canvas = Canvas(figsize=(7.6, 0.29 * len(ways) + 1.4))
+    axes = canvas.subplots()
+    _dots(axes, numbers, "technique", ways, "threads", _looks(threads, "thread"))
+    for place, (above, below) in enumerate(zip(ways, ways[1:], strict=False)):
+        if above.split("/")[0] != below.split("/")[0]:
+            axes.axhline(len(ways) - 1.5 - place, color=_INK, alpha=0.4, linewidth=0.6)
+    axes.set_xlabel("ns of CPU time per operation (log; bars: 95 % interval of the median)")
+    canvas.legend(loc="outside upper left", ncols=len(threads))
+    return _finish(
+        canvas,
+        "Dot plot on a log axis: ns of CPU time per operation for each structure, technique and number of threads. "
+        + "; ".join(f"{row.technique}, {row.threads}: {row.median_ns:.2f} ns" for row in numbers.itertuples()),
+        f"What an operation costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
+        "to take something out and to put it back. CPU time: waiting for a lock does not show.",
+        numbers,
+    )
+
+
+def _rank(technique: str) -> int:
+    """The order of a structure's techniques: rseq, then what is not shared, then what is."""
+    order = ("/rseq", "thread-local", "own-line", "getcpu", "malloc", "shared", "cas", "spinlock", "mutex")
+    return next((place for place, word in enumerate(order) if word in technique), len(order))
+
+
+@_shows_missing
+def memory(run: StudyRun) -> Figure:
+    """Memory that counters of a page each take, by cpu_id and by mm_cid, as threads and CPUs grow."""
+    table = run.table("mm-cid")
+    table = table[table["way"] != "cpu_id-again"]
+    order = table.drop_duplicates("load").sort_values(["cpus", "moves", "threads"])["load"].tolist()
+    numbers = (
+        table.groupby(["load", "way"])[["slots_used", "resident_bytes"]].median().reset_index()
+        .sort_values(["load", "way"], key=lambda column: column.map(order.index) if column.name == "load" else column)
+    )
+    canvas = Canvas(figsize=(7.2, 0.42 * len(order) + 1.3))
+    axes = canvas.subplots()
+    for shift, (way, colour) in enumerate((("cpu_id", BLUE), ("mm_cid", ORANGE))):
+        part = numbers[numbers["way"] == way]
+        heights = [len(order) - 1 - order.index(load) + 0.19 - 0.38 * shift for load in part["load"]]
+        axes.barh(heights, part["resident_bytes"] / 1024, height=0.36, color=colour, label=f"by {way}")
+    axes.set_yticks(range(len(order)), [f"{load} CPU{'s' if ' on 1' not in load else ''}" for load in reversed(order)])
+    axes.set_xlabel("KiB of memory, one page for each index that was ever used (median)")
+    axes.set_ylabel("threads on CPUs")
+    axes.grid(axis="x")
+    canvas.legend(loc="outside upper left", ncols=2)
+    return _finish(
+        canvas,
+        "Bars: memory of a counter with a page for each index, by cpu_id and by mm_cid. "
+        + "; ".join(f"{row.load}, {row.way}: {row.resident_bytes / 1024:g} KiB" for row in numbers.itertuples()),
+        "What data by index takes. A process's ids are as many as its threads, its creator included, and never more "
+        "than its CPUs; CPU numbers are as many as the CPUs that it ever ran on.",
+        numbers,
+    )
+
+
+@_shows_missing
+def layout_mistakes(run: StudyRun) -> Figure:
+    """CPU ns per increment by the distance between the slots of two CPUs that count at the same time."""
+    experiment = "false-sharing"
+    table = run.table(experiment)
+    ways = [way for way in next(column.choices for column in catalogue()[experiment].columns if column.name == "distance") if not way.endswith("-again")]
+    techniques = sorted(table["technique"].unique())
+    numbers = _intervals(run, experiment, ways, techniques, _start(table))
+    canvas = Canvas(figsize=(7.2, 3.2))
+    axes = canvas.subplots()
+    styles = {name: (name, colour, marker) for name, colour, marker in zip(techniques, (BLUE, ORANGE), "oD", strict=False)}
+    _dots(axes, numbers, "distance", ways, "technique", styles)
+    axes.set_xlabel("ns of CPU time per increment (log; bars: 95 % interval of the median)")
+    axes.set_ylabel("distance between two CPUs' slots")
+    canvas.legend(loc="outside upper left", ncols=2)
+    return _finish(
+        canvas,
+        "Dot plot on a log axis: ns per increment by the distance between the slots of two CPUs. "
+        + "; ".join(f"{row.distance}, {row.technique}: {row.median_ns:.2f} ns" for row in numbers.itertuples()),
+        "What it costs to put per-CPU counters too close together: two threads on two CPUs, each in its own slot.",
         numbers,
     )
 

@@ -11,6 +11,7 @@ import pandas as pd
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab.bundle import Bundle, BundleError, read_run
+from rseqlab.lab.experiment import REGISTRATION
 from rseqlab.lab.runner import project_root, runs_folder
 
 LOCAL, REFERENCE, CHOSEN = "local run", "shipped reference run", "chosen run"
@@ -126,10 +127,16 @@ def _origin(folder: Path) -> str:
     return LOCAL if parent == runs_folder().resolve() else CHOSEN
 
 
+def _needs_rseq(name: str) -> bool:
+    """Whether this experiment tells of this machine's rseq. What is counted under an emulator does not."""
+    known = catalogue().get(name)
+    return known is None or REGISTRATION in known.needs  # an unknown one is for Bundle to refuse
+
+
 def open_run(folder: str | Path | None = None) -> StudyRun:
     """The run in ``folder``, or $RSEQLAB_RUN, or the newest local one, or the shipped reference.
 
-    A local run in which nothing could be measured is passed over, and ``note`` says so. Raises
+    A local run in which nothing could be measured that needs rseq is passed over, and ``note`` says so. Raises
     BundleError where the run is damaged: it is never silently replaced by another.
     """
     chosen = os.environ.get("RSEQLAB_RUN") or None if folder is None else folder
@@ -140,10 +147,12 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
     note = None
     for newest, record in local_runs():
         experiments = record["experiments"].items()
-        if any(one["status"] == "pass" for _, one in experiments):
+        if any(one["status"] == "pass" and _needs_rseq(name) for name, one in experiments):
             return StudyRun(Bundle(newest, catalogue()), LOCAL, note)
-        reasons = "; ".join(f"{name}: {one['status']}, {one['reason']}" for name, one in experiments)
-        note = note or f"On this machine nothing could be measured (run {record['run_id']}). {reasons}"
+        reasons = "; ".join(
+            f"{name}: {one['status']}, {one['reason']}" for name, one in experiments if one["status"] != "pass"
+        )
+        note = note or f"On this machine nothing could be measured that needs rseq (run {record['run_id']}). {reasons}"
     for newest in reference_runs()[-1:]:
         return StudyRun(Bundle(newest, catalogue()), REFERENCE, note)
     raise LabError(f"There is no run in {runs_folder()} and none is shipped; measure one with: rseqlab run")

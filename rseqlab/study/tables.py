@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from rseqlab import doctor, layout
+from rseqlab import doctor
+from rseqlab import layout as structs
 from rseqlab.experiments import catalogue
+from rseqlab.experiments.percpu_ops import TECHNIQUES
+from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats
 from rseqlab.study import figures
-from rseqlab.study.claims import MEASURES, judge, paired_ratio, samples, weaknesses
+from rseqlab.study.claims import ABORTS, MEASURES, judge, paired_ratio, samples, weaknesses
 from rseqlab.study.run import NotMeasured, StudyRun
 
 
@@ -106,7 +109,7 @@ def access_cost(run: StudyRun, order: str = "throughput") -> Table:
     )
     wide = shown.pivot(index="option", columns="way", values="median_ns")
     ways = [*figures.TLS_LOOKS, *sorted(set(wide) - set(figures.TLS_LOOKS))]
-    wide = wide.reindex(index=layout.OPTIONS, columns=[way for way in ways if way in wide])
+    wide = wide.reindex(index=structs.OPTIONS, columns=[way for way in ways if way in wide])
     empty = costs[(costs["access"] == "nothing") & (costs["order"] == order)]["median_ns"].iloc[0]
     frame = wide.map(lambda value: "" if pd.isna(value) else f"{value:.3f}").reset_index()
     return Table(frame, f"Median ns per read of one field, {order}; the loop alone takes {empty:.3f} ns")
@@ -261,11 +264,11 @@ def thread_memory(run: StudyRun) -> Table:
 def layouts() -> Table:
     """Every option at every feature size: what each thread pays, and where the last field lies."""
     rows = []
-    for option in layout.OPTIONS:
-        for feature_bytes in layout.SIZES_BYTES:
+    for option in structs.OPTIONS:
+        for feature_bytes in structs.SIZES_BYTES:
             try:
-                found = layout.of_option(option, feature_bytes)
-            except layout.UsageError as error:
+                found = structs.of_option(option, feature_bytes)
+            except structs.UsageError as error:
                 rows.append({"option": option, "feature_size": feature_bytes, "structs": str(error)})
                 continue
             rows.append(
@@ -282,15 +285,90 @@ def layouts() -> Table:
 
 @_shows_missing
 def aborts(run: StudyRun) -> Table:
-    """How often an rseq increment did not commit, beside the context switches of the same batches."""
-    rows = run.table("percpu-counter")
-    rows = rows[rows["technique"].isin(["rseq", "rseq-again"])]
-    total = (
-        rows.groupby(["threads", "start"])[["increments", "aborts", "context_switches"]].sum().reset_index()
+    """How often a section did not commit, and why, beside the context switches of the same batches."""
+    rows = run.table("percpu-ops")
+    rows = rows[rows["technique"].str.contains("rseq|section", regex=True)]
+    rows = rows.assign(structure=rows["technique"].str.partition("/")[0])
+    return _aborts(rows, ["structure", "threads"], "Attempts that did not commit, all batches added up")
+
+
+@_shows_missing
+def storm_aborts(run: StudyRun) -> Table:
+    """The same under signals whose handlers run sections on the same data."""
+    rows = run.table("signal-storm")
+    rows = rows[rows["technique"] == "counter/rseq"]
+    rows = rows.assign(storm=pd.Categorical(rows["storm"], list(dict.fromkeys(STORMS)), ordered=True))
+    return _aborts(rows, ["storm", "threads"], "Attempts that did not commit in a storm of signals", "signals")
+
+
+def _aborts(rows: pd.DataFrame, by: list[str], caption: str, *more: str) -> Table:
+    summed = ["operations", *more, *ABORTS, "context_switches"]
+    total = rows.groupby(by, observed=True)[summed].sum().reset_index()
+    total["aborts_per_million"] = (1e6 * total[ABORTS].sum(axis=1) / total["operations"]).map("{:.3f}".format)
+    total["operations"] = total["operations"].map("{:,}".format)
+    return Table(total, caption)
+
+
+@_shows_missing
+def operations(run: StudyRun) -> Table:
+    """On one thread: what each operation costs, with the loop and without it."""
+    rows = run.table("percpu-ops")
+    alone = rows[rows["threads"] == 1]
+    loop = alone.loc[alone["technique"] == "counter/nothing", "cpu_ns_per_operation"].median()
+    found = []
+    for technique, group in alone.groupby("technique", sort=False):
+        seen = stats.interval(group["cpu_ns_per_operation"], group["part"])
+        found.append(
+            {
+                "technique": technique,
+                "median_ns": f"{seen.median:.3f}",
+                "low_ns": f"{seen.low:.3f}",
+                "high_ns": f"{seen.high:.3f}",
+                "less_the_loop_ns": f"{seen.median - loop:.3f}",
+                "samples": seen.samples,
+            }
+        )
+    order = {name: place for place, name in enumerate(TECHNIQUES)}
+    found.sort(key=lambda row: order[row["technique"]])
+    return Table(
+        pd.DataFrame(found),
+        f"One thread, pinned: CPU time per operation. The loop alone costs {loop:.3f} ns; a list, ring or pool is used twice",
     )
-    total["aborts_per_million"] = (1e6 * total["aborts"] / total["increments"]).map("{:.3f}".format)
-    total["increments"] = total["increments"].map("{:,}".format)
-    return Table(total, "Attempts of the rseq increment that did not commit, all batches added up")
+
+
+@_shows_missing
+def layout(run: StudyRun) -> Table:
+    """Memory that each structure maps and touches."""
+    rows = run.table("percpu-ops")
+    rows = rows[(rows["technique"].str.contains("rseq")) & (rows["resident_bytes"] > 0)]
+    shown = rows.groupby("technique")[["slots_used", "resident_bytes"]].max().reset_index()
+    return Table(shown, "Memory of the data by index, the most that any batch touched")
+
+
+@_shows_missing
+def takeovers(run: StudyRun) -> Table:
+    """What a takeover costs the taker, and what each way costs the owner."""
+    rows = run.table("takeover")
+    found = []
+    for (owner, way), group in rows.groupby(["owner", "way"], sort=False):
+        if group["ns_per_takeover"].isna().all():
+            found.append({"owner": owner, "way": way, "not measured": "; ".join(group["reason"].dropna().unique())})
+            continue
+        seen = stats.interval(group["ns_per_takeover"], group["part"])
+        pays = group["owner_cpu_ns_per_pair"].dropna()
+        found.append(
+            {
+                "owner": owner,
+                "way": way,
+                "median_ns": f"{seen.median:,.0f}",
+                "low_ns": f"{seen.low:,.0f}",
+                "high_ns": f"{seen.high:,.0f}",
+                "owner_cpu_ns_per_pair": f"{pays.median():.2f}" if len(pays) else "",
+                "owner_aborts": int(group["owner_aborts"].sum()),
+                "takeovers": int(group["takeovers"].sum()),
+            }
+        )
+    return Table(pd.DataFrame(found), "Taking over the list of another CPU, and what its owner pays")
 
 
 def claims(run: StudyRun) -> Table:

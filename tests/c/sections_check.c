@@ -15,16 +15,29 @@ struct node {
 	struct node *next;
 };
 
+enum { LONGEST = 50 };	/* bytes: every combination of the steps in which a section copies */
+
 static const char *const names[] = { "committed", "compare failed", "aborted", "unsupported" };
 
 #define SHOW(what, section) printf("%s %s: %s\n", by_name, what, names[section])
+
+/* Nothing else sees this copy, so only what the section says of its operands keeps the compiler from guessing. */
+static int copied_in_registers(struct rl_at at, intptr_t *v, char first, char last)
+{
+	char from[16] = { [0] = first, [15] = last }, to[16] = { 0 };
+
+	rl_cmpeqv_trymemcpy_storev(at, v, *v, to, from, sizeof(from), *v);
+	return to[0] == first && to[15] == last;
+}
 
 static void run(const char *by_name, struct rl_at at)
 {
 	struct node second = { 2, NULL }, first = { 1, &second };
 	intptr_t v = 40, v2 = 0, load = 0, head = (intptr_t)&first;
-	intptr_t *leads_to_v = &v, **box = &leads_to_v;
-	char from[] = "payload", to[sizeof(from)] = "";
+	intptr_t *leads_to_v = &v, **box = &leads_to_v, *leads_to_head = &head;
+	char from[LONGEST] = "payload", to[LONGEST + 1] = "";
+	char copied[sizeof("payload")];
+	int length_bytes, right = 0;
 	struct rl_at elsewhere = at;
 
 	elsewhere.index++;
@@ -42,11 +55,31 @@ static void run(const char *by_name, struct rl_at at)
 	SHOW("cmpeqv_trystorev_storev other", rl_cmpeqv_trystorev_storev(at, &v, 50, &v2, 9, 60));
 	SHOW("cmpeqv_cmpeqv_storev", rl_cmpeqv_cmpeqv_storev(at, &v, 61, &v2, 8, 70));
 	SHOW("cmpeqv_cmpeqv_storev other", rl_cmpeqv_cmpeqv_storev(at, &v, 70, &v2, 9, 71));
-	SHOW("cmpeqv_trymemcpy_storev", rl_cmpeqv_trymemcpy_storev(at, &v, 70, to, from, sizeof(from), 80));
+	SHOW("cmpeqv_trymemcpy_storev", rl_cmpeqv_trymemcpy_storev(at, &v, 70, to, from, sizeof("payload"), 80));
 	SHOW("cmpeqv_trymemcpy_storev_release", rl_cmpeqv_trymemcpy_storev_release(at, &v, 80, to, from, 0, 81));
 	SHOW("cmpeqv_trymemcpy_storev other", rl_cmpeqv_trymemcpy_storev(at, &v, 80, from, to, 4, 0));
 	SHOW("offset_deref_addv", rl_offset_deref_addv(at, (intptr_t *)&box, 0, 5));
-	printf("v %ld, v2 %ld, copied %s\n", (long)v, (long)v2, to);
+	SHOW("deref_cmpeqv_storev", rl_deref_cmpeqv_storev(at, &leads_to_v, 86, 90));
+	SHOW("deref_cmpeqv_storev other", rl_deref_cmpeqv_storev(at, &leads_to_v, 86, 91));
+	SHOW("deref_cmpeqv_storev elsewhere", rl_deref_cmpeqv_storev(elsewhere, &leads_to_v, 90, 91));
+	head = (intptr_t)&first;
+	SHOW("deref_cmpnev_storeoffp_load",
+	     rl_deref_cmpnev_storeoffp_load(at, &leads_to_head, 0, offsetof(struct node, next), &load));
+	printf("head is second %d, loaded first %d\n", head == (intptr_t)&second, load == (intptr_t)&first);
+	head = 0;
+	SHOW("deref_cmpnev_storeoffp_load empty",
+	     rl_deref_cmpnev_storeoffp_load(at, &leads_to_head, 0, offsetof(struct node, next), &load));
+	memcpy(copied, to, sizeof(copied));
+	for (unsigned i = 0; i < LONGEST; i++)
+		from[i] = 'A' + i;
+	for (length_bytes = 0; length_bytes <= LONGEST; length_bytes++) {
+		memset(to, '-', sizeof(to));
+		right += rl_cmpeqv_trymemcpy_storev(at, &v, 90, to, from, length_bytes, 90) == RL_COMMITTED
+			 && !memcmp(to, from, length_bytes) && to[length_bytes] == '-';
+	}
+	printf("%d lengths copied, no byte too many\n", right);
+	printf("private copy %s\n", copied_in_registers(at, &v, by_name[0], by_name[1]) ? "seen" : "not seen");
+	printf("v %ld, v2 %ld, copied %s\n", (long)v, (long)v2, copied);
 }
 
 int main(void)

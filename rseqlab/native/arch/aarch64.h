@@ -19,12 +19,18 @@ static inline void *rl_thread_pointer(void)
 }
 
 /*
- * The fragments of a section. [area] and [field] are addresses (there is no segment to lean on);
- * pointers and values are operands in registers, named by the strings that a fragment takes. x15 to
- * x17 are scratch.
+ * The fragments of a section. [area] is the area's address and [field] a place in it; the words of data are
+ * memory operands and what is stored there are values, named by the strings that a fragment takes. x15 to x17
+ * are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put
+ * another one there.
  */
 #define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
+/* What a value operand may be. */
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+Q"
+#define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory", "cc", "x15", "x16", "x17"
+#define RL_CLOBBERS_BOX		RL_CLOBBERS, "x14"
 #define RL_CLOBBERS_COPY	RL_CLOBBERS, "x13", "x14"
 
 /* Tell the kernel which section runs, then start it. */
@@ -36,47 +42,72 @@ static inline void *rl_thread_pointer(void)
 
 /* Abort unless the area's field [field] still holds [index]. */
 #define RL_ASM_COMPARE_INDEX			\
-	"ldr w17, [%[field]]\n\t"		\
+	"ldr w17, %[field]\n\t"		\
 	"cmp w17, %w[index]\n\t"		\
 	"b.ne 4f\n\t"
 
 /* Leave to `label` if *v is not, or is, the value. */
 #define RL_ASM_LEAVE_UNLESS_EQUAL(v, value, label)	\
-	"ldr x17, [%[" v "]]\n\t"			\
+	"ldr x17, %[" v "]\n\t"			\
 	"cmp x17, %[" value "]\n\t"			\
 	"b.ne %l[" label "]\n\t"
 
 /* scratch = *v */
-#define RL_ASM_LOAD(v)			"ldr x15, [%[" v "]]\n\t"
+#define RL_ASM_LOAD(v)			"ldr x15, %[" v "]\n\t"
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
 	"cmp x15, %[" value "]\n\t"			\
 	"b.eq %l[" label "]\n\t"
-/* *v = scratch, scratch += offset, scratch = *scratch, *scratch += count */
-#define RL_ASM_STORE_SCRATCH(v)		"str x15, [%[" v "]]\n\t"
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	"add x15, x15, %[" offset "]\n\t"
-#define RL_ASM_FOLLOW_SCRATCH		"ldr x15, [x15]\n\t"
+/* *v = scratch, scratch = *(scratch + offset), *scratch += count */
+#define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"ldr x15, [x15, %[" offset "]]\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)			\
 	"ldr x17, [x15]\n\t"				\
 	"add x17, x17, %[" count "]\n\t"		\
 	"str x17, [x15]\n\t"
 
-#define RL_ASM_STORE(v, value)		"str %[" value "], [%[" v "]]\n\t"
-#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], [%[" v "]]\n\t"
-#define RL_ASM_ADD(v, count)				\
-	"ldr x17, [%[" v "]]\n\t"			\
-	"add x17, x17, %[" count "]\n\t"		\
-	"str x17, [%[" v "]]\n\t"
+/* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
+#define RL_ASM_LOAD_BOX(v)		"ldr x14, %[" v "]\n\t"
+#define RL_ASM_LOAD_FROM_BOX		"ldr x15, [x14]\n\t"
+#define RL_ASM_STORE_SCRATCH_TO_BOX	"str x15, [x14]\n\t"
+#define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
+	"ldr x17, [x14]\n\t"				\
+	"cmp x17, %[" value "]\n\t"			\
+	"b.ne %l[" label "]\n\t"
+#define RL_ASM_STORE_TO_BOX(value)	"str %[" value "], [x14]\n\t"
 
-/* Copies bytes; what an abort leaves half-copied is copied anew. */
+#define RL_ASM_STORE(v, value)		"str %[" value "], %[" v "]\n\t"
+#define RL_ASM_STORE_RELEASE(v, value)	"stlr %[" value "], %[" v "]\n\t"
+#define RL_ASM_ADD(v, count)				\
+	"ldr x17, %[" v "]\n\t"			\
+	"add x17, x17, %[" count "]\n\t"		\
+	"str x17, %[" v "]\n\t"
+
+/* Copies 16 bytes at a time, then 8, then single ones; what an abort leaves half-copied is copied anew. */
 #define RL_ASM_COPY(to, from, length)			\
-	"mov x15, %[" length "]\n\t"			\
 	"mov x14, %[" to "]\n\t"			\
 	"mov x13, %[" from "]\n\t"			\
-	"cbz x15, 9f\n"					\
+	"subs x15, %[" length "], #16\n\t"		\
+	"b.lo 6f\n"					\
+	"5:\n\t"					\
+	"ldp x16, x17, [x13], #16\n\t"			\
+	"stp x16, x17, [x14], #16\n\t"			\
+	"subs x15, x15, #16\n\t"			\
+	"b.hs 5b\n"					\
+	"6:\n\t"					\
+	"adds x15, x15, #16\n\t"			\
+	"b.eq 9f\n\t"					\
+	"subs x15, x15, #8\n\t"			\
+	"b.lo 7f\n\t"					\
+	"ldr x17, [x13], #8\n\t"			\
+	"str x17, [x14], #8\n\t"			\
+	"b.ne 8f\n\t"					\
+	"b 9f\n"					\
+	"7:\n\t"					\
+	"add x15, x15, #8\n"				\
 	"8:\n\t"					\
 	"ldrb w17, [x13], #1\n\t"			\
 	"strb w17, [x14], #1\n\t"			\
-	"subs x15, x15, #1\n\t"				\
+	"subs x15, x15, #1\n\t"			\
 	"b.ne 8b\n"					\
 	"9:\n\t"
 
@@ -97,6 +128,10 @@ static inline void *rl_thread_pointer(void)
 	"cbz w17, 7f\n\t"				\
 	"brk #0\n"					\
 	"7:\n\t"
+
+/* A trap: the kernel delivers SIGTRAP to this thread at once. The handler must step over it. */
+#define RL_ASM_TRAP		"brk #0\n\t"
+#define RL_TRAP_BYTES		4
 
 #define RL_ASM_ABORT(label)				\
 	".pushsection __rseq_failure, \"ax\"\n\t"	\
@@ -121,6 +156,16 @@ static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 
 	__asm__ volatile("ldr %w0, [%1, #4]"
 			 : "=r"(value) : "r"((char *)rl_thread_pointer() + offset_bytes));
+	return value;
+}
+
+/* A 32-bit field of the area, by its place in it; zero-extended, as an index is used. */
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+{
+	uintptr_t value;
+
+	__asm__ volatile("ldr %w0, %1"
+			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
 	return value;
 }
 

@@ -16,8 +16,12 @@ static inline void *rl_thread_pointer(void)
 	return NULL;
 }
 
-#define RL_AREA(offset_bytes)	(offset_bytes)
+#define RL_AREA(offset_bytes)	((char *)(offset_bytes))
+#define RL_VALUE		"r"
+#define RL_MEMORY		"+m"
+#define RL_LENGTH		"r"
 #define RL_CLOBBERS		"memory"
+#define RL_CLOBBERS_BOX		RL_CLOBBERS
 #define RL_CLOBBERS_COPY	RL_CLOBBERS
 #define RL_ASM_BEGIN		""
 #define RL_ASM_COMPARE_INDEX	""
@@ -25,14 +29,20 @@ static inline void *rl_thread_pointer(void)
 #define RL_ASM_LOAD(v)		""
 #define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	""
 #define RL_ASM_STORE_SCRATCH(v)	""
-#define RL_ASM_MOVE_SCRATCH_BY(offset)	""
-#define RL_ASM_FOLLOW_SCRATCH	""
+#define RL_ASM_FOLLOW_SCRATCH_AT(offset)	""
 #define RL_ASM_ADD_TO_SCRATCH(count)	""
+#define RL_ASM_LOAD_BOX(v)	""
+#define RL_ASM_LOAD_FROM_BOX	""
+#define RL_ASM_STORE_SCRATCH_TO_BOX	""
+#define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	""
+#define RL_ASM_STORE_TO_BOX(value)	""
 #define RL_ASM_STORE(v, value)	""
 #define RL_ASM_STORE_RELEASE(v, value)	""
 #define RL_ASM_ADD(v, count)	""
 #define RL_ASM_COPY(to, from, length)	""
 #define RL_ASM_INJECT_AT(site)	""
+#define RL_ASM_TRAP		""
+#define RL_TRAP_BYTES		0
 #define RL_ASM_ABORT(label)	""
 #define RL_FENCE()		__asm__ volatile("" ::: "memory")
 
@@ -45,6 +55,12 @@ static inline uintptr_t rl_zero_after(uintptr_t value)
 static inline uint32_t rl_read_cpu_id(ptrdiff_t offset_bytes)
 {
 	(void)offset_bytes;
+	return 0;
+}
+
+static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_bytes)
+{
+	(void)offset_bytes, (void)field_bytes;
 	return 0;
 }
 

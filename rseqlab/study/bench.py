@@ -1,0 +1,236 @@
+"""The single-thread cost of every operation as one JSON document, and its comparison with an earlier one.
+
+A benchmark is no test: nothing here fails because something is slow. It fails where two documents cannot be
+compared, because they come from another machine or another profile.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import rseqlab
+from rseqlab.errors import LabError, UsageError
+from rseqlab.experiments import catalogue
+from rseqlab.lab import bundle, runner, stats
+from rseqlab.lab.experiment import Experiment
+
+AGAIN = "-again"
+"""A variant of this ending is another one measured once more: the A/A null."""
+
+SAME_WITHIN_PERCENT = 5
+"""Below it a difference is no reason to act; only an interval that lies within it says that there is none."""
+
+FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "no difference", "undecided"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Which rows of an experiment are a benchmark, and what in them is the time of one operation."""
+
+    experiment: str
+    variant: tuple[str, ...]
+    """The columns that tell one variant from another; the last one says how the operation is done."""
+    value_ns: str
+    ours: str = "rseq"
+    """How the ways begin whose code is this project's. The others are controls: no change here moves them."""
+
+
+BENCHMARKS = (Benchmark("percpu-counter", ("technique",), "cpu_ns_per_increment"),)
+"""Everything that `rseqlab bench` measures."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def experiments() -> list[Experiment]:
+    """The experiments of the benchmarks, without the parts that are for more than one thread."""
+    return [_single_threaded(catalogue()[one.experiment]) for one in BENCHMARKS]
+
+
+def _single_threaded(experiment: Experiment) -> Experiment:
+    def plan(profile: str):
+        return [part for part in experiment.plan(profile) if part.arguments.get("threads", 1) == 1]
+
+    return replace(experiment, plan=plan)
+
+
+def machine() -> dict:
+    """The facts that two documents must share to be compared."""
+    return runner.identity(runner.machine())
+
+
+def measure(profile: str, progress: Progress) -> dict:
+    """Measure now. Raises LabError with the reason where a benchmark did not pass here."""
+    started = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="rseqlab-bench-") as scratch:
+        folder = Path(scratch) / "run"
+        record = runner.run(experiments(), profile, folder, False, progress)
+        for name, one in record["experiments"].items():
+            if one["status"] != "pass":
+                raise LabError(f"{name} ended with {one['status']}: {one['reason']}. Nothing can be said of it.")
+        tables = bundle.Bundle(folder, catalogue()).tables
+        steal = {name: one["steal_percent"] for name, one in record["experiments"].items()}
+    return {
+        "schema": "rseqlab/bench",
+        "version": 1,
+        "lab_version": rseqlab.__version__,
+        "profile": profile,
+        "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
+        "machine": record["machine"],
+        "steal_percent": steal,
+        "variants": [row for one in BENCHMARKS for row in summary(one, tables[one.experiment])],
+        "comparison": None,
+    }
+
+
+def summary(benchmark: Benchmark, rows: list[Mapping]) -> list[dict]:
+    """Median and interval of every variant at one thread, in the order of the rows."""
+    series: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        if row["threads"] == 1:
+            series.setdefault(tuple(row[name] for name in benchmark.variant), []).append(row)
+    found = []
+    for variant, members in series.items():
+        processes = [row["part"] for row in members]
+        interval = stats.interval([row[benchmark.value_ns] for row in members], processes)
+        again = series.get((*variant[:-1], f"{variant[-1]}{AGAIN}"))
+        found.append(
+            {
+                "experiment": benchmark.experiment,
+                "variant": dict(zip(benchmark.variant, map(str, variant), strict=True)),
+                "median_ns": interval.median,
+                "low_ns": interval.low,
+                "high_ns": interval.high,
+                "samples": interval.samples,
+                "processes": interval.processes,
+                "carries_a_verdict": interval.carries_a_verdict,
+                "control": not str(variant[-1]).startswith(benchmark.ours),
+                "null_ratio": _null(benchmark, members, again) if again else None,
+            }
+        )
+    return found
+
+
+def _null(benchmark: Benchmark, members: list[Mapping], again: list[Mapping]) -> float:
+    """What the same thing measured twice differs by, batch by batch of the same round."""
+    first = {(row["part"], row["round"]): row[benchmark.value_ns] for row in members}
+    second = {(row["part"], row["round"]): row[benchmark.value_ns] for row in again}
+    pairs = [key for key in first if key in second]
+    ratio = stats.ratio([second[key] for key in pairs], [first[key] for key in pairs], [key[0] for key in pairs])
+    return ratio.median
+
+
+def read(path: Path) -> dict:
+    """An earlier document. UsageError where there is no such file, LabError where it is none of these."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"There is no file {path}; `rseqlab bench --out FILE` writes one.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabError(f"Could not read {path}: {error}. It should be what `rseqlab bench` wrote.") from None
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LabError(f"{path} is not JSON ({error}); it should be what `rseqlab bench` wrote.") from None
+    bundle.validate(document, "bench", str(path))
+    return document
+
+
+def check_comparable(earlier: Mapping, profile: str, here: Mapping) -> None:
+    """Raise LabError, naming what differs, unless both come from the same machine and profile."""
+    if earlier["profile"] != profile:
+        raise LabError(
+            f"The earlier benchmark was measured with --profile {earlier['profile']}, this one with {profile}; "
+            "only the same profile can be compared."
+        )
+    changed = sorted(
+        name for name in {*earlier["machine"], *here} if earlier["machine"].get(name) != here.get(name)
+    )
+    if changed:
+        said = "; ".join(f"{name} was {earlier['machine'].get(name)}, is {here.get(name)}" for name in changed)
+        raise LabError(
+            f"The earlier benchmark was measured under other conditions ({said}); measure both on one machine."
+        )
+
+
+def compare(document: Mapping, earlier: Mapping) -> list[dict]:
+    """The ratio of every variant that both have, new to earlier. Raises LabError where they are not comparable.
+
+    Its interval is widened by what the same thing measured twice differs from itself within a document, and by
+    what the controls moved between the two.
+    """
+    check_comparable(earlier, document["profile"], document["machine"])
+    before = {_key(row): row for row in earlier["variants"]}
+    pairs = [(row, before[_key(row)]) for row in document["variants"] if _key(row) in before]
+    doubt = max(_null_doubt(document), _null_doubt(earlier), _drift(pairs))
+    rows = []
+    for now, then in pairs:
+        low, high = _ratio(now, then, doubt)
+        enough = now["carries_a_verdict"] and then["carries_a_verdict"]
+        rows.append(
+            {
+                "experiment": now["experiment"],
+                "variant": now["variant"],
+                "control": now["control"],
+                "before_ns": then["median_ns"],
+                "now_ns": now["median_ns"],
+                "ratio": now["median_ns"] / then["median_ns"],
+                "low": low,
+                "high": high,
+                "verdict": verdict(low, high) if enough else UNDECIDED,
+            }
+        )
+    return rows
+
+
+def _ratio(now: Mapping, then: Mapping, doubt: float = 0.0) -> tuple[float, float]:
+    """An interval of the ratio that is at least as wide as its own, from those of the two medians."""
+    return now["low_ns"] / then["high_ns"] / (1 + doubt), now["high_ns"] / then["low_ns"] * (1 + doubt)
+
+
+def _drift(pairs: list[tuple[Mapping, Mapping]]) -> float:
+    """The most that a control certainly moved: the machine does not run at the same speed at all times."""
+    moved = [0.0]
+    for now, then in pairs:
+        low, high = _ratio(now, then)
+        if now["control"] and not low <= 1 <= high:
+            ratio = now["median_ns"] / then["median_ns"]
+            moved.append(max(ratio, 1 / ratio) - 1)
+    return max(moved)
+
+
+def verdict(low: float, high: float) -> str:
+    """What an interval of the ratio new to earlier allows to say."""
+    if high < 1:
+        return FASTER
+    if low > 1:
+        return SLOWER
+    within = SAME_WITHIN_PERCENT / 100
+    return SAME if low >= 1 - within and high <= 1 + within else UNDECIDED
+
+
+def _key(row: Mapping) -> tuple:
+    return row["experiment"], *sorted(row["variant"].items())
+
+
+def _null_doubt(document: Mapping) -> float:
+    """The most that anything measured twice in this document differs from itself."""
+    nulls = [row["null_ratio"] for row in document["variants"] if row["null_ratio"]]
+    return max((abs(ratio - 1) for ratio in nulls), default=0.0)
+
+
+def new_file(profile: str) -> Path:
+    """Where a document goes by default: beside the runs, named for its time."""
+    return runner.runs_folder() / f"bench-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{profile}.json"
+
+
+def write(path: Path, document: dict) -> None:
+    """Write it, validated. LabError where it cannot be written."""
+    bundle.validate(document, "bench", "the benchmark")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"Could not create {path.parent}: {error.strerror}. Choose another --out.") from None
+    bundle.write_json(path, document)
