@@ -251,12 +251,13 @@ def bench(
         table.add_row(escape(", ".join(row["variant"].values())), f"{row['median_ns']:.3f}", interval)
     out.print(table)
     if earlier:
-        table = Table("operation", "before ns", "now ns", "ratio", "95 %", "", box=None, header_style="bold")
+        columns = ("operation", "whose", "before ns", "now ns", "ratio", "95 %", "verdict")
+        table = Table(*columns, box=None, header_style="bold")
         for row in document["comparison"]["rows"]:
-            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            name, whose = escape(", ".join(row["variant"].values())), "a control" if row["control"] else "ours"
             numbers = (f"{row[name]:.3f}" for name in ("before_ns", "now_ns", "ratio"))
-            table.add_row(escape(", ".join(row["variant"].values())), *numbers, interval, f"{row['verdict']}{', control' if row['control'] else ''}")
-        out.print(table)
+            table.add_row(name, whose, *numbers, f"{row['low']:.3f} to {row['high']:.3f}", row["verdict"])
+        Console(width=max(out.width, 116)).print(table)  # a cut name would not say which operation it is
 
 
 @app.command()

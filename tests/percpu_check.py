@@ -1,6 +1,6 @@
 """What tests/test_percpu.py does to the structures: run in a child with a stated environment.
 
-    python percpu_check.py self|libc cpu_id|mm_cid
+    python percpu_check.py self|libc cpu_id|mm_cid [fence-denied]
 """
 
 import contextlib
@@ -223,6 +223,25 @@ def unregistered():
             assert counter.value == 0
 
 
+def no_fence():
+    """In a sandbox without membarrier: the thread moves instead, and where it cannot, that is said."""
+    assert percpu.fence_refusal() and "EPERM" in percpu.fence_refusal()
+    must_refuse(percpu.fence, "EPERM")
+    with area(), percpu.List(BY, takeable=True) as found:
+        for cpu in host.allowed_cpus():
+            with pinned(cpu):
+                found.push(percpu.Node(cpu))
+        if BY == "cpu_id":
+            must_refuse(lambda: found.take_over(cpu, "fence-cpu"), "EPERM")
+            assert [[node.value for node in found.take_over(cpu)] for cpu in host.allowed_cpus()] == [
+                [cpu] for cpu in host.allowed_cpus()
+            ]
+        else:
+            must_refuse(lambda: found.take_over(0), "fence-all answered EPERM")
+    if BY == "cpu_id":
+        pool()
+
+
 def must_refuse(call, part=""):
     try:
         call()
@@ -233,8 +252,12 @@ def must_refuse(call, part=""):
 
 
 if __name__ == "__main__":
-    OWNER, BY = sys.argv[1:]
+    OWNER, BY, *denied = sys.argv[1:]
     area = rseq.register if OWNER == "self" else contextlib.nullcontext
-    for check in (counter, lock, lists, taking_over, ring, byte_ring, pool, no_leak, misuse, unregistered, affinity):
+    for check in (
+        (no_fence,)
+        if denied
+        else (counter, lock, lists, taking_over, ring, byte_ring, pool, no_leak, misuse, unregistered, affinity)
+    ):
         check()
         print(check.__name__)

@@ -1,6 +1,6 @@
 """Runs a command under a real seccomp filter: sandbox.py CALL ERRNO COMMAND...
 
-CALL is ``rseq`` or ``ptrace``; the filter answers it with the errno.
+CALL is ``rseq``, ``ptrace`` or ``membarrier``; the filter answers it with the errno.
 """
 
 import ctypes
@@ -9,9 +9,10 @@ import platform
 import struct
 import sys
 
-NUMBERS = {"x86_64": {"rseq": 334, "ptrace": 101}, "aarch64": {"rseq": 293, "ptrace": 117}}[
-    platform.machine()
-]
+NUMBERS = {
+    "x86_64": {"rseq": 334, "ptrace": 101, "membarrier": 324},
+    "aarch64": {"rseq": 293, "ptrace": 117, "membarrier": 283},
+}[platform.machine()]
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 

@@ -21,7 +21,7 @@ def rows(**values_ns):
     """Raw rows of six processes of six rounds: each technique's own time, the same in every batch up to 0.2 %."""
     return [
         {"part": f"p{process}", "round": number, "threads": threads, "technique": technique,
-         "cpu_ns_per_increment": value * threads * (1 + (process + number) / 5000)}
+         "cpu_ns_per_operation": value * threads * (1 + (process + number) / 5000)}
         for technique, value in values_ns.items()
         for process in range(6)
         for number in range(6)
@@ -37,9 +37,9 @@ def document(**values_ns) -> dict:
         "profile": "quick",
         "started": "2026-01-01T00:00:00Z",
         "machine": MACHINE,
-        "steal_percent": {"percpu-counter": 0.0},
-        "variants": bench.summary(bench.Benchmark("percpu-counter", ("technique",), "cpu_ns_per_increment"),
-                                  rows(**{name.replace("_", "-"): value for name, value in values_ns.items()})),
+        "steal_percent": {"percpu-ops": 0.0},
+        "variants": bench.summary(bench.Benchmark("percpu-ops", ("technique",), "cpu_ns_per_operation"),
+                                  rows(**{re.sub("_again$", "-again", name): value for name, value in values_ns.items()})),
         "comparison": None,
     }  # fmt: skip
     bundle.validate(found, "bench", "the test's")
@@ -86,6 +86,11 @@ def test_only_variants_that_both_have_are_compared():
     assert verdicts(document(rseq=2.0), document(rseq=2.0, mutex=5.0)) == {"rseq": "no difference"}
 
 
+def test_what_is_not_this_projects_code_is_a_control():
+    variants = document(**{"counter/rseq": 2.0, "section/addv": 2.0, "list/cas": 2.0, "list/rseq-mm_cid": 2.0})["variants"]
+    assert [row["variant"]["technique"] for row in variants if row["control"]] == ["list/cas"]
+
+
 def lab(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
 
@@ -130,6 +135,9 @@ def test_benchmarks_name_columns_that_their_experiments_have():
     for one, experiment in zip(bench.BENCHMARKS, bench.experiments(), strict=True):
         names = {column.name for column in experiment.all_columns()}
         assert {*one.variant, one.value_ns, "threads", "round", "part"} <= names
+        parts = experiment.plan("quick")
+        assert parts and all({job[1] for job in part.arguments["jobs"]} == {1} for part in parts)
+        assert all(part.rows == part.arguments["rounds"] * len(part.arguments["jobs"]) for part in parts)
         assert re.search("_ns", one.value_ns)
 
 

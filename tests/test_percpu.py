@@ -1,5 +1,6 @@
 """The structures as a user of the package has them: every operation, misuse, leaks, affinity."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -32,6 +33,24 @@ def test_every_structure_does_what_it_says(owner, by):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.split()[-1] == "affinity"
+
+
+@pytest.mark.parametrize("by", ["cpu_id", "mm_cid"])
+def test_without_a_fence_lists_are_taken_over_by_moving_or_not_at_all(by):
+    refusal = probe.libc_refusal()
+    require_or_skip(refusal is None, "an area of libc", str(refusal))
+    live = probe.thread_that_libc_may_own()["values"]["live_bytes"]
+    if by == "mm_cid" and live < 28:
+        pytest.skip(f"the kernel keeps {live} bytes live here; mm_cid needs 28 (Linux 6.3)")
+    command = [sys.executable, str(CHECK), "libc", by, "fence-denied"]
+    result = subprocess.run(
+        [sys.executable, str(CHECK.with_name("sandbox.py")), "membarrier", str(errno.EPERM), *command],
+        env=os.environ | START["libc"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout) == (0, "no_fence\n"), result.stderr
 
 
 def test_cpu_numbers_with_holes_get_a_slot_each(monkeypatch):

@@ -30,24 +30,25 @@ def wait_for_rows(table, count: int) -> None:
         time.sleep(0.02)
 
 
+RUN = ("abort-cost", "percpu-counter", "registration-rules")
+"""What the run of these tests measures; test_experiments.py goes through all experiments, a part of each."""
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """One complete quick run, as `make report` makes it."""
+    """One complete quick run of some experiments."""
     folder = tmp_path_factory.mktemp("runs") / "quick"
-    result = lab("run", "--profile", "quick", "--out", folder, "--json")
+    result = lab("run", *RUN, "--profile", "quick", "--out", folder, "--json")
     assert result.returncode == 0, result.stderr
     return folder, json.loads(result.stdout)
 
 
-def test_a_run_measures_everything_and_is_a_sound_bundle(quick):
+def test_a_run_is_a_sound_bundle_with_every_row_that_was_planned(quick):
     folder, document = quick
-    statuses = {name: record["status"] for name, record in document["experiments"].items()}
-    assert statuses == {name: "skip" if one.unmet() else "pass" for name, one in catalogue().items()}
+    assert {name: record["status"] for name, record in document["experiments"].items()} == dict.fromkeys(RUN, "pass")
     found = Bundle(folder, catalogue())
-    for name, experiment in catalogue().items():
-        if experiment.unmet():
-            continue
-        planned = sum(part.rows for part in experiment.plan("quick") if not part.skip)
+    for name in RUN:
+        planned = sum(part.rows for part in catalogue()[name].plan("quick") if not part.skip)
         assert len(found.tables[name]) == planned, f"{name} does not yield the rows that it plans"
 
 
@@ -74,17 +75,17 @@ def test_no_name_of_this_host_or_user_or_folder_is_in_the_bundle(quick):
 def test_a_finished_run_is_resumed_without_measuring_again(quick):
     folder, _ = quick
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert lab("run", "--profile", "quick", "--out", folder, "--resume").returncode == 0
+    assert lab("run", *RUN, "--profile", "quick", "--out", folder, "--resume").returncode == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(quick):
-    result = lab("run", "--profile", "quick", "--out", quick[0])
+    result = lab("run", *RUN, "--profile", "quick", "--out", quick[0])
     assert result.returncode == 1 and "--resume" in result.stderr
 
 
 def test_another_profile_does_not_mix_in(quick):
-    result = lab("run", "--profile", "full", "--out", quick[0], "--resume")
+    result = lab("run", *RUN, "--profile", "full", "--out", quick[0], "--resume")
     assert result.returncode == 1 and "--profile quick" in result.stderr
 
 

@@ -52,8 +52,8 @@ def library() -> Path:
         compile.Target(
             "time-sections.so",
             (HERE / "time_sections.c", NATIVE_FOLDER / "rseq.c"),
-            ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fvisibility=hidden", "-shared", "-fPIC",
-             f"-I{NATIVE_FOLDER}", *headers.flags, "-ldl"),
+            ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-unroll-loops", "-fvisibility=hidden",
+             "-shared", "-fPIC", f"-I{NATIVE_FOLDER}", *headers.flags, "-ldl"),
             depends=(*sorted(HERE.glob("*.h")), *sorted(NATIVE_FOLDER.rglob("*.h")), *headers.files),
         )
     )  # fmt: skip

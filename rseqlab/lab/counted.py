@@ -26,7 +26,7 @@ FEW, MANY = 3, 11
 TIMEOUT_S = 60
 NATIVE = Path(native.__file__).parent
 
-FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-static", "-no-pie", f"-I{NATIVE}")
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-unroll-loops", "-static", "-no-pie")
 FLAGS_OF_ARCH = {"x86_64": (), "aarch64": ("-mno-outline-atomics",)}
 """Without outlining, an atomic of aarch64 is counted where it stands instead of in a function of the compiler's."""
 
@@ -111,7 +111,7 @@ def build(arch: str, name: str, sources: Sequence[Path], flags: Sequence[str] = 
         compile.Target(
             f"{name}-{arch}",
             tuple(sources),
-            (*FLAGS, *FLAGS_OF_ARCH[arch], *flags),
+            (*FLAGS, f"-I{NATIVE}", *FLAGS_OF_ARCH[arch], *flags),
             compiler(arch),
             (*headers, *depends),
         )

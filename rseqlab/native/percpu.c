@@ -102,15 +102,24 @@ int rl_takeable_init(struct rl_percpu *memory)
 	return 0;
 }
 
+static int fence_works;	/* once it did, it does for as long as the process lives */
+
+/*
+ * Between the two stores to `active` there is no way back: sections put nodes under both heads until they
+ * are fenced. So whether there is a fence is found out first.
+ */
 static int take_by_fence(struct rl_takeable *list, int cpu, struct rl_node **chain)
 {
 	intptr_t *theirs = list->active, *other = theirs == &list->heads[0] ? &list->heads[1] : &list->heads[0];
-	int error;
+	int error = __atomic_load_n(&fence_works, __ATOMIC_RELAXED) ? 0 : rl_fence(-1);
 
+	if (error)
+		return error;
+	__atomic_store_n(&fence_works, 1, __ATOMIC_RELAXED);
 	__atomic_store_n(&list->active, other, __ATOMIC_RELEASE);
 	error = rl_fence(cpu);
-	if (error)	/* sections may still run on the old head: back, as if nothing had been */
-		__atomic_store_n(&list->active, theirs, __ATOMIC_RELEASE);
+	if (error)	/* the one CPU went away */
+		error = rl_fence(-1);
 	*chain = error ? NULL : (struct rl_node *)*theirs;
 	if (!error)
 		*theirs = 0;

@@ -274,6 +274,7 @@ int rl_bytes_create(struct rl_percpu *memory, uint32_t capacity_bytes, uint32_t 
 /*
  * Objects of one size. Free ones lie in the lists of the CPUs; a CPU that has none carves a batch from
  * what was never used, and after that takes another CPU's list over. NULL where every object is in use.
+ * The slow path takes a lock, so a signal handler must not allocate.
  */
 struct rl_pool {
 	struct rl_percpu lists;		/* of struct rl_takeable */
@@ -297,7 +298,7 @@ int rl_fence(int cpu);
 
 /*
  * Takes over the list of an index: afterwards *chain is the caller's alone.
- *  RL_TAKE_FENCE_CPU	fences the one CPU; for lists by cpu_id
+ *  RL_TAKE_FENCE_CPU	fences the one CPU, or all where it went away; for lists by cpu_id
  *  RL_TAKE_FENCE_ALL	fences all CPUs that run the process; for every index
  *  RL_TAKE_MOVE	needs no fence: moves the calling thread to that CPU, empties the list with a
  *			section, moves back; for lists by cpu_id and CPUs that the thread may use

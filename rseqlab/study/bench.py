@@ -5,6 +5,7 @@ compared, because they come from another machine or another profile.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import rseqlab
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle, runner, stats
-from rseqlab.lab.experiment import Experiment
+from rseqlab.lab.experiment import Experiment, Part
 
 AGAIN = "-again"
 """A variant of this ending is another one measured once more: the A/A null."""
@@ -34,26 +35,35 @@ class Benchmark:
     variant: tuple[str, ...]
     """The columns that tell one variant from another; the last one says how the operation is done."""
     value_ns: str
-    ours: str = "rseq"
-    """How the ways begin whose code is this project's. The others are controls: no change here moves them."""
+    ours: str = r"\brseq|^section/"
+    """Found in the ways whose code is this project's. The others are controls: no change here moves them."""
 
 
-BENCHMARKS = (Benchmark("percpu-counter", ("technique",), "cpu_ns_per_increment"),)
+BENCHMARKS = (Benchmark("percpu-ops", ("technique",), "cpu_ns_per_operation"),)
 """Everything that `rseqlab bench` measures."""
+
+SECONDS = {"quick": 7.0, "full": 45.0}
+"""Of all of them, on one thread."""
 
 Progress = Callable[[str, int, int], None]
 
 
 def experiments() -> list[Experiment]:
-    """The experiments of the benchmarks, without the parts that are for more than one thread."""
+    """The experiments of the benchmarks, without what they do on more than one thread."""
     return [_single_threaded(catalogue()[one.experiment]) for one in BENCHMARKS]
 
 
 def _single_threaded(experiment: Experiment) -> Experiment:
     def plan(profile: str):
-        return [part for part in experiment.plan(profile) if part.arguments.get("threads", 1) == 1]
+        return [_with_jobs(part, [job for job in part.arguments["jobs"] if job[1] == 1]) for part in experiment.plan(profile)]
 
-    return replace(experiment, plan=plan)
+    return replace(experiment, plan=plan, seconds=SECONDS)
+
+
+def _with_jobs(part: Part, jobs: list) -> Part:
+    """The part with these (technique, threads, batch_ns) only."""
+    arguments = {**part.arguments, "jobs": jobs}
+    return replace(part, arguments=arguments, rows=arguments["rounds"] * len(jobs))
 
 
 def machine() -> dict:
@@ -86,13 +96,13 @@ def measure(profile: str, progress: Progress) -> dict:
 
 
 def summary(benchmark: Benchmark, rows: list[Mapping]) -> list[dict]:
-    """Median and interval of every variant at one thread, in the order of the rows."""
+    """Median and interval of every variant at one thread, by name."""
     series: dict[tuple, list[Mapping]] = {}
     for row in rows:
         if row["threads"] == 1:
             series.setdefault(tuple(row[name] for name in benchmark.variant), []).append(row)
     found = []
-    for variant, members in series.items():
+    for variant, members in sorted(series.items()):
         processes = [row["part"] for row in members]
         interval = stats.interval([row[benchmark.value_ns] for row in members], processes)
         again = series.get((*variant[:-1], f"{variant[-1]}{AGAIN}"))
@@ -106,7 +116,7 @@ def summary(benchmark: Benchmark, rows: list[Mapping]) -> list[dict]:
                 "samples": interval.samples,
                 "processes": interval.processes,
                 "carries_a_verdict": interval.carries_a_verdict,
-                "control": not str(variant[-1]).startswith(benchmark.ours),
+                "control": not re.search(benchmark.ours, str(variant[-1])),
                 "null_ratio": _null(benchmark, members, again) if again else None,
             }
         )

@@ -295,9 +295,9 @@ def memory(run: StudyRun) -> Figure:
         part = numbers[numbers["way"] == way]
         heights = [len(order) - 1 - order.index(load) + 0.19 - 0.38 * shift for load in part["load"]]
         axes.barh(heights, part["resident_bytes"] / 1024, height=0.36, color=colour, label=f"by {way}")
-    axes.set_yticks(range(len(order)), [f"{load} CPU{'s' if ' on 1' not in load else ''}" for load in reversed(order)])
+    axes.set_yticks(range(len(order)), list(reversed(order)))
     axes.set_xlabel("KiB of memory, one page for each index that was ever used (median)")
-    axes.set_ylabel("threads on CPUs")
+    axes.set_ylabel("threads on so many CPUs")
     axes.grid(axis="x")
     canvas.legend(loc="outside upper left", ncols=2)
     return _finish(

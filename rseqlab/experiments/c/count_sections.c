@@ -27,7 +27,8 @@ static struct structures {
 	struct rl_percpu counter, lock, list, takeable, ring, bytes;
 	struct rl_pool pool;
 	struct rl_node node;
-	struct { struct rl_record record; char payload[PAYLOAD_BYTES]; } written, read;
+	_Alignas(struct rl_record) char written[sizeof(struct rl_record) + PAYLOAD_BYTES];
+	_Alignas(struct rl_record) char read[sizeof(struct rl_record) + PAYLOAD_BYTES];
 	struct rl_aborts aborts;
 	struct rl_here here;
 } structures;
@@ -62,8 +63,8 @@ LOOP_FUNCTION static int structure_##operation(struct bench *unused, intptr_t it
 	  (rl_takeable_push(&s->takeable, here, node), node = rl_takeable_pop(&s->takeable, here)))	\
 	X(ring_push_pop, -1, (rl_ring_push(&s->ring, here, next), rl_ring_pop(&s->ring, here, &value)))	\
 	X(bytes_write_read, PAYLOAD_BYTES + 8,							\
-	  (rl_bytes_write(&s->bytes, here, &s->written.record),					\
-	   rl_bytes_read(&s->bytes, here, &s->read.record, PAYLOAD_BYTES)))			\
+	  (rl_bytes_write(&s->bytes, here, (struct rl_record *)s->written),			\
+	   rl_bytes_read(&s->bytes, here, (struct rl_record *)s->read, PAYLOAD_BYTES)))		\
 	X(pool_alloc_free, -1, rl_pool_free(&s->pool, here, rl_pool_alloc(&s->pool, here)))
 
 STRUCTURES(DEFINE_STRUCTURE_LOOP)
@@ -75,8 +76,8 @@ static int create_structures(ptrdiff_t offset_bytes)
 	const uint32_t indices = INDEX + 1;
 
 	s->here = (struct rl_here){ offset_bytes, &s->aborts };
-	s->written.record.payload_bytes = PAYLOAD_BYTES;
-	memset(s->written.payload, 'x', PAYLOAD_BYTES);
+	memset(s->written, 'x', sizeof(s->written));
+	((struct rl_record *)s->written)->payload_bytes = PAYLOAD_BYTES;
 	return rl_percpu_create(&s->counter, sizeof(intptr_t), 0, indices, RL_BY_CPU_ID) ||
 	       rl_percpu_create(&s->lock, sizeof(intptr_t), 0, indices, RL_BY_CPU_ID) ||
 	       rl_percpu_create(&s->list, sizeof(intptr_t), 0, indices, RL_BY_CPU_ID) ||
@@ -103,7 +104,7 @@ static int run_structures(intptr_t iterations)
 			failed |= structure_loops[i].run(NULL, iterations);
 	}
 	return failed || (iterations && (rl_peek(&structures.counter, INDEX) != iterations ||
-					 memcmp(&structures.written, &structures.read, sizeof(structures.read)) ||
+					 memcmp(structures.written, structures.read, sizeof(structures.read)) ||
 					 structures.aborts.moved || structures.aborts.migrated ||
 					 structures.aborts.interrupted));
 }

@@ -69,7 +69,7 @@ struct loop {
 	const char *empty;	/* the loop that does the same without the operation */
 };
 
-#define LOOP_FUNCTION __attribute__((noinline, noclone, section("rl_counted"), aligned(64)))
+#define LOOP_FUNCTION __attribute__((noinline, section("rl_counted"), aligned(64)))
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 
 /* Where a turn's section runs: the index, read anew. PLACE is the offset of the area. */
