@@ -1,11 +1,13 @@
-"""What the tests of rseqlab.lab.child run in a child."""
+"""What tests run in a child."""
 
+import importlib
 import os
 import signal
 import subprocess
 import time
 
 from rseqlab.lab.child import Failed
+from rseqlab.lab.experiment import measure_part
 
 
 def finish(arguments):
@@ -43,3 +45,9 @@ def leave_a_grandchild(_):
     grandchild = subprocess.Popen(["sleep", "600"])
     yield {"child": os.getpid(), "grandchild": grandchild.pid}
     time.sleep(600)
+
+
+def measure_changed(arguments):
+    """A part of an experiment, with one name of its module set to what a Python expression gives."""
+    setattr(importlib.import_module(arguments["module"]), arguments["name"], eval(arguments["value"]))
+    yield from measure_part({"module": arguments["module"], "arguments": arguments["arguments"], "done": []})

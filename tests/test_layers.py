@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "rseqlab"
 LAYERS = [
     {"errors"},
     {"native"},
-    {"abi", "host", "rseq", "percpu"},
+    {"abi", "host", "layout", "rseq", "percpu"},
     {"lab"},
     {"experiments"},
     {"doctor", "progress"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("host", "abi"), ("rseq", "abi"), ("percpu", "host"), ("percpu", "rseq")}
+SIBLINGS = {("host", "abi"), ("layout", "abi"), ("rseq", "abi"), ("percpu", "host"), ("percpu", "rseq")}
 """Within a level only these: abi is the dictionary of its own level, and structures run in an area."""
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import rseqlab
 from rseqlab.errors import LabError
-from rseqlab.lab.runner import PACKAGE, project_root
+from rseqlab.lab.experiment import Need
 
+PACKAGE = Path(rseqlab.__file__).resolve().parent
 TIMEOUT_S = 120
 
 
@@ -45,6 +47,8 @@ class Target:
 
 def cache_folder() -> Path:
     """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout."""
+    from rseqlab.lab.runner import project_root  # not above: it brings jsonschema, and children import this
+
     return Path(os.environ.get("RSEQLAB_CACHE") or project_root() / "build" / "compiled")
 
 
@@ -64,6 +68,9 @@ def missing(compiler: str = "cc") -> str | None:
     except CompileError as error:
         return str(error)
     return None
+
+
+COMPILER = Need("a C compiler", missing)
 
 
 def build(target: Target) -> Path:

@@ -186,6 +186,14 @@ MEASURES = {
     "percpu-counter": Measure(
         "technique", "threads", "cpu_ns_per_increment", ("rseq-again", "rseq"), "elapsed_ns_per_increment"
     ),
+    "option-access-cost": Measure(
+        "access",
+        "order",
+        "ns_per_read",
+        ("offset-size offset-kept at-start none again", "offset-size offset-kept at-start none"),
+    ),
+    "registration-cost": Measure("way", "turn", "ns_per_turn", ("nothing-more-again", "nothing-more")),
+    "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", ("none-none-again", "none-none")),
     "percpu-ops": Measure(
         "technique",
         "threads",
@@ -301,6 +309,89 @@ def start_ratio_at_least(run, claim, way, condition):
         verdict,
         f"Here {way} costs {with_rseq.median():.2f} ns with rseq and {without.median():.2f} ns without: "
         f"{_factor(effect.median)} times {_words(effect)}; the claim needs at least {claim.threshold:g}.",
+        effect,
+    )
+
+
+@_rule
+def start_ratio_within(run, claim, way, condition):
+    """The same as an equivalence, from processes that libc registered to those that it did not."""
+    without, with_rseq = (samples(run, claim.experiment, way, condition, start) for start in ("none", "libc"))
+    effect = paired_ratio(with_rseq, without)
+    factor = _null_factor(run, claim.experiment, condition, "libc")
+    low, high = effect.low / factor, effect.high * factor
+    verdict = _verdict(
+        effect,
+        1 / claim.threshold <= low and high <= claim.threshold,
+        low > claim.threshold or high < 1 / claim.threshold,
+    )
+    return Finding(
+        verdict,
+        f"Here {way} costs {with_rseq.median():.0f} ns where libc registers and {without.median():.0f} ns where it "
+        f"does not: {_factor(effect.median)} times {_words(effect)}; the claim allows "
+        f"{_factor(1 / claim.threshold)} to {_factor(claim.threshold)}.",
+        effect,
+    )
+
+
+# ---- instructions ----
+
+
+INSTRUCTIONS = {
+    "option-access-code": ("function_instructions", ["arch", "tls_model"]),
+    "option-access-count": ("executed_instructions", ["read", "tls_model"]),
+}
+"""Where an experiment keeps its counts, and what tells two reads of one option apart."""
+
+
+@_rule
+def instructions_more(run, claim, options):
+    """The first option's read has ``threshold`` instructions more, by every way that both have."""
+    value, apart = INSTRUCTIONS[claim.experiment]
+    table = run.table(claim.experiment)
+    plain = table[(table["check"] == "none") & (table.get("loaded", "at-start") == "at-start")]
+    counts = plain.dropna(subset=[value]).groupby([*apart, "option"])[value].median().unstack()
+    more, less = options.split("|")
+    both = counts.reindex(columns=[more, less]).dropna()
+    return _share(
+        int((both[more] - both[less] == claim.threshold).sum()),
+        len(both),
+        f"pairs of reads (by {' and '.join(apart)}) differ by {claim.threshold:g} instructions"
+        + (f"; the differences are {_ranges(both[more] - both[less])}" if len(both) else ""),
+    )
+
+
+# ---- memory ----
+
+
+def thread_bytes(run: StudyRun) -> pd.DataFrame:
+    """Measured bytes per thread: a row per process and round, a column per layout."""
+    table = run.table("thread-memory")
+    measured = table[table["kind"] == "measured"].dropna(subset=["bytes_per_thread"])
+    if measured.empty:
+        raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "thread-memory has no measured row")
+    return measured.pivot_table(index=["part", "round"], columns="layout", values="bytes_per_thread")
+
+
+def paired_difference(more: pd.Series, less: pd.Series) -> Interval:
+    """The difference's interval over the rounds that both have."""
+    found = (more - less).dropna()
+    return stats.interval(found, list(found.index.get_level_values(0)))
+
+
+@_rule
+def more_bytes(run, claim, layouts):
+    """Threads with the first layout hold more than those with the second, by more than ``threshold`` bytes."""
+    held, (more, less) = thread_bytes(run), layouts.split("|")
+    if not {more, less} <= set(held):
+        raise NotMeasured(f"thread-memory has no measured row for {more} or for {less}")
+    effect = paired_difference(held[more], held[less])
+    verdict = _verdict(effect, effect.low > claim.threshold, effect.high <= claim.threshold)
+    return Finding(
+        verdict,
+        f"Here a thread with {more} holds {effect.median:.0f} bytes more than one with {less} [95 % {effect.low:.0f} "
+        f"to {effect.high:.0f}, {effect.samples} pairs of {effect.processes} processes]; the claim needs more "
+        f"than {claim.threshold:g}.",
         effect,
     )
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rseqlab import doctor
+from rseqlab import layout as structs
 from rseqlab.experiments import catalogue
 from rseqlab.experiments.percpu_ops import TECHNIQUES
 from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats
-from rseqlab.study.claims import ABORTS, MEASURES, judge, weaknesses
+from rseqlab.study import figures
+from rseqlab.study.claims import ABORTS, MEASURES, judge, paired_ratio, samples, weaknesses
 from rseqlab.study.run import NotMeasured, StudyRun
 
 
@@ -89,6 +91,196 @@ def costs(run: StudyRun, experiment: str) -> Table:
             | ({"elapsed_median_ns": f"{group[measure.elapsed].median():.3f}"} if measure.elapsed else {})
         )
     return Table(pd.DataFrame(found), f"{experiment}: {measure.value}, median with its 95 % interval")
+
+
+@_shows_missing
+def access_cost(run: StudyRun, order: str = "throughput") -> Table:
+    """Median ns per read of one field: options down, ways to find the area across."""
+    costs = figures.access_costs(run)
+    shown = costs[
+        (costs["order"] == order) & (costs["check"] == "none") & ~costs["access"].str.endswith("again")
+    ]
+    if shown.empty:
+        raise NotMeasured(f"option-access-cost has no rows for {order}")
+    shown = shown.assign(
+        way=shown["tls_model"].where(
+            shown["loaded"] == "at-start", shown["tls_model"] + ", " + shown["loaded"]
+        )
+    )
+    wide = shown.pivot(index="option", columns="way", values="median_ns")
+    ways = [*figures.TLS_LOOKS, *sorted(set(wide) - set(figures.TLS_LOOKS))]
+    wide = wide.reindex(index=structs.OPTIONS, columns=[way for way in ways if way in wide])
+    empty = costs[(costs["access"] == "nothing") & (costs["order"] == order)]["median_ns"].iloc[0]
+    frame = wide.map(lambda value: "" if pd.isna(value) else f"{value:.3f}").reset_index()
+    return Table(frame, f"Median ns per read of one field, {order}; the loop alone takes {empty:.3f} ns")
+
+
+@_shows_missing
+def size_checks(run: StudyRun) -> Table:
+    """What looking at the size at each read adds, as a ratio to the same read without; hoisted beside it."""
+    table = run.table("option-access-cost")
+    ways = table[["option", "tls_model", "check"]].drop_duplicates().dropna()
+    found = []
+    for order in figures.ACCESS_ORDERS:
+        for option, model, check in (
+            ways[ways["check"] != "none"].sort_values(["option", "tls_model"]).to_numpy()
+        ):
+            try:
+                checked, plain = (
+                    samples(run, "option-access-cost", f"{option} {model} at-start {which}", order, "none")
+                    for which in (check, "none")
+                )
+            except NotMeasured:
+                continue
+            effect = paired_ratio(checked, plain)
+            found.append(
+                {
+                    "order": order,
+                    "option": option,
+                    "area found by": model,
+                    "check": check,
+                    "median_ns": f"{checked.median():.3f}",
+                    "without_ns": f"{plain.median():.3f}",
+                    "ratio": f"{effect.median:.3f}",
+                    "low": f"{effect.low:.3f}",
+                    "high": f"{effect.high:.3f}",
+                    "pairs": effect.samples,
+                }
+            )
+    return Table(pd.DataFrame(found), "The size check before the loop and at each read, against none")
+
+
+@_shows_missing
+def access_code(run: StudyRun, option: str, arch: str = "x86_64", check: str = "none") -> Table:
+    """The instructions that read one field under an option, one column per way to find the area."""
+    rows = run.table("option-access-code")
+    rows = rows[(rows["option"] == option) & (rows["arch"] == arch) & (rows["check"] == check)]
+    if rows.empty:
+        reason = run.bundle.run["experiments"]["option-access-code"]["reason"]
+        raise NotMeasured(reason or f"option-access-code has no rows for {option}, {arch}, check {check}")
+    text = rows["text"].where(
+        rows["relocation"].isna(), rows["text"] + "  {" + rows["relocation"].fillna("") + "}"
+    )
+    wide = rows.assign(text=text).pivot(index="number", columns="tls_model", values="text")
+    columns = [name for name in figures.TLS_LOOKS if name in wide]
+    compiler = rows["compiler"].iloc[0]
+    return Table(
+        wide[columns].fillna("").reset_index(),
+        f"{option}, check {check}, {arch}: the instructions of {compiler}; in braces what the linker fills in",
+    )
+
+
+@_shows_missing
+def instruction_counts(run: StudyRun) -> Table:
+    """Instructions per read, by option and check; a call adds what the called function executes."""
+    rows = run.table("option-access-code")
+    rows = rows.assign(
+        shown=rows["function_instructions"].astype(str) + rows["function_calls"].map({0: "", 1: " + call"})
+    )
+    wide = rows.pivot_table(
+        index=["arch", "option", "check"], columns="tls_model", values="shown", aggfunc="first", sort=False
+    )
+    columns = [name for name in figures.TLS_LOOKS if name in wide]
+    return Table(wide[columns].fillna("").reset_index(), "Instructions of each read, the return not counted")
+
+
+@_shows_missing
+def executed_instructions(run: StudyRun) -> Table:
+    """Instructions that a thread executes for one read, calls included: the later ones, and the first."""
+    rows = run.table("option-access-count")
+    counted = rows.dropna(subset=["executed_instructions"])
+    if counted.empty:
+        raise NotMeasured("; ".join(rows["reason"].dropna().unique()) or "option-access-count has no rows")
+    way = counted["tls_model"].where(
+        counted["loaded"] == "at-start", counted["tls_model"] + ", " + counted["loaded"].fillna("")
+    )
+    groups = counted.assign(way=way).groupby(["option", "check", "way", "read"], sort=False)
+    seen = groups["executed_instructions"].agg(["min", "max"]).astype(int)
+    shown = (
+        seen["min"]
+        .astype(str)
+        .where(seen["min"] == seen["max"], seen["min"].astype(str) + " to " + seen["max"].astype(str))
+    )
+    wide = shown.unstack().rename(columns={"first": "first read", "second": "later reads"})
+    empty = counted.loc[counted["access"] == "nothing", "executed_instructions"].max()
+    return Table(
+        wide.reset_index(),
+        f"Instructions that a thread executes for one read, the calls included; reading nothing takes {empty:.0f}",
+    )
+
+
+@_shows_missing
+def context_switch(run: StudyRun) -> Table:
+    """A round trip of two switches by who registered what, with the switches that were counted."""
+    table = run.table("context-switch-cost").dropna(subset=["elapsed_ns"])
+    switches = table["voluntary_switches"] + table["involuntary_switches"]
+    each = table.assign(each=switches / table["iterations"]).groupby(["between", "pair"])["each"].min()
+    numbers = figures.switch_ratios(run)
+    frame = pd.DataFrame(
+        {
+            "between": numbers["between"],
+            "pair": numbers["pair"],
+            "median_ns": numbers["median_ns"].map("{:.0f}".format),
+            "none-none_ns": numbers["without_ns"].map("{:.0f}".format),
+            "ratio": numbers["ratio"].map("{:.3f}".format),
+            "low": numbers["low"].map("{:.3f}".format),
+            "high": numbers["high"].map("{:.3f}".format),
+            "pairs": numbers["samples"],
+            "least_switches_per_round_trip": [
+                f"{each[row.between, row.pair]:.3f}" for row in numbers.itertuples()
+            ],
+        }
+    )
+    return Table(
+        frame, "A round trip of two context switches, against the same where neither side registered"
+    )
+
+
+@_shows_missing
+def thread_memory(run: StudyRun) -> Table:
+    """Bytes for areas by number of threads, computed, and what a process really held more per thread."""
+    table = run.table("thread-memory")
+    computed = table[table["kind"] == "computed"]
+    wide = computed.pivot(index="layout", columns="threads", values="total_bytes")
+    numbers = figures.thread_bytes(run)
+    frame = pd.DataFrame(
+        {"layout": numbers["layout"], "bytes_per_thread": numbers["computed_bytes"].round(1)}
+    )
+    for threads in sorted(wide):
+        frame[f"{threads:,} threads, bytes"] = [
+            f"{int(wide.loc[name, threads]):,}" for name in frame["layout"]
+        ]
+    for name in ("measured_bytes", "low_bytes", "high_bytes"):
+        frame[f"{name}_per_thread"] = [
+            "" if value is None or pd.isna(value) else f"{value:.0f}" for value in numbers[name]
+        ]
+    stack = computed.drop_duplicates("layout").set_index("layout")["least_stack_bytes"]
+    frame["tls_block_grew_bytes"] = [
+        "" if pd.isna(stack[name]) else f"{int(stack[name] - stack['none'])}" for name in frame["layout"]
+    ]
+    return Table(frame, "Bytes for areas, by number of threads; measured: more than threads without an area")
+
+
+def layouts() -> Table:
+    """Every option at every feature size: what each thread pays, and where the last field lies."""
+    rows = []
+    for option in structs.OPTIONS:
+        for feature_bytes in structs.SIZES_BYTES:
+            try:
+                found = structs.of_option(option, feature_bytes)
+            except structs.UsageError as error:
+                rows.append({"option": option, "feature_size": feature_bytes, "structs": str(error)})
+                continue
+            rows.append(
+                {
+                    "option": option,
+                    "feature_size": feature_bytes,
+                    "bytes_per_thread": str(found.thread_bytes),
+                    "align_bytes": str(max(struct.align_bytes for struct in found.structs)),
+                    "structs": "; ".join(struct.heading for struct in found.structs),
+                }
+            )
+    return Table(pd.DataFrame(rows).fillna(""), "What each option puts into memory, by feature size")
 
 
 @_shows_missing
