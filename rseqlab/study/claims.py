@@ -520,13 +520,13 @@ def aborts_per_million_at_most(run, claim, technique, threads):
 
 @_rule
 def fewer_slots(run, claim):
-    """Indices that one thread touches as it is moved over all CPUs, by mm_cid against cpu_id."""
+    """Indices that one thread touches as it is moved over all CPUs (``threshold`` and more), by mm_cid against cpu_id."""
     table = run.table(claim.experiment)
     cpus = int(table["cpus"].max())
-    if cpus < 4:
+    if cpus < claim.threshold:
         raise NotMeasured(
             f"The process may use {cpus} CPUs; a thread and its creator have 2 concurrency ids by themselves, "
-            "so at least 4 are needed to tell"
+            f"so at least {claim.threshold:g} are needed to tell"
         )
     moved = table[(table["cpus"] == cpus) & (table["threads"] == 1) & (table["moves"] > 0)]
     dense, sparse = (float(moved.loc[moved["way"] == way, "slots_used"].median()) for way in ("mm_cid", "cpu_id"))

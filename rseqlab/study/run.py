@@ -64,7 +64,7 @@ class StudyRun:
         if record is None:
             raise NotMeasured(f"{name} is not part of this run.")
         if record["status"] not in ("pass",):
-            raise NotMeasured(f"{name} ended with {record['status']}: {record['reason']}.")
+            raise NotMeasured(f"{name} ended with {record['status']}: {(record['reason'] or 'no reason recorded').rstrip('.')}.")
         if name not in self._frames:
             columns = [column.name for column in catalogue()[name].all_columns()]
             self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
