@@ -280,6 +280,23 @@ def claims(run_folder: Run = None, as_json: Json = False) -> None:
     out.print(table)
 
 
+@app.command()
+def options(run_folder: Run = None, as_json: Json = False) -> None:
+    """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
+    from rseqlab.study.options import Matrix
+    from rseqlab.study.run import open_run
+
+    found = Matrix(open_run(run_folder))
+    if as_json:
+        _print_json(found.document())
+        return
+    err.print(escape(repr(found.run)), highlight=False, soft_wrap=True)
+    table = Table("", *(option["id"] for option in found.document()["options"]))
+    for label, cells in found.grid():
+        table.add_row(escape(label), *(escape(cell.label) for cell in cells))
+    out.print(table)
+
+
 @bundles.command()
 def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")], as_json: Json = False) -> None:
     """Check bundles as every reader does: schema, checksums, every row."""

@@ -15,6 +15,7 @@ LAYERS = [
     {"native"},
     {"abi", "host", "rseq"},
     {"lab"},
+    {"options"},
     {"experiments"},
     {"doctor", "progress"},
     {"study"},

@@ -1,0 +1,118 @@
+"""The matrix: option x criterion, every cell the outcome of executed scenes with its rows behind it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rseqlab.options.criteria import CRASH, CRITERIA, REFUSED, SILENT, WITHOUT, Criterion, Outcome, outcome
+from rseqlab.options.schemes import SCHEMES, Scheme
+
+WORKS, BREAKS, COSTS, NOT_MEASURED = "works", "breaks", "costs", "not measured"
+WORST_FIRST = (SILENT, CRASH, REFUSED)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One outcome. ``rows`` are the keys of the rows behind it; ``bad`` of them break."""
+
+    option: str
+    criterion: str
+    outcome: str
+    experiment: str
+    sentence: str
+    emulated: bool = False
+    manner: str | None = None
+    factor: float | None = None
+    rows: tuple[tuple[str, ...], ...] = ()
+    bad: int = 0
+
+    @property
+    def label(self) -> str:
+        """The outcome in two or three words."""
+        if self.outcome == NOT_MEASURED:
+            return NOT_MEASURED
+        if self.outcome == COSTS:
+            words = f"costs {self.factor:.2f}x"
+        elif self.outcome == BREAKS:
+            part = f" {self.bad}/{len(self.rows)}" if self.bad < len(self.rows) else ""
+            words = f"breaks{part}: {self.manner}"
+        else:
+            words = "works, without" if self.manner == WITHOUT else "works"
+        return f"emulated: {words}" if self.emulated else words
+
+    def document(self) -> dict:
+        """The cell as JSON."""
+        return {
+            "option": self.option,
+            "criterion": self.criterion,
+            "outcome": self.outcome,
+            "label": self.label,
+            "emulated": self.emulated,
+            "manner": self.manner,
+            "factor": self.factor,
+            "experiment": self.experiment,
+            "rows": [list(key) for key in self.rows],
+            "bad_rows": self.bad,
+            "sentence": self.sentence,
+        }
+
+
+Tables = Mapping[str, Sequence[Mapping]]
+
+
+def cells(tables: Tables, missing: Mapping[str, str]) -> list[Cell]:
+    """Every cell, by criterion, then option. ``missing`` says why an experiment has no table in this run."""
+    return [cell(scheme, criterion, tables, missing) for criterion in CRITERIA for scheme in SCHEMES]
+
+
+def cell(scheme: Scheme, criterion: Criterion, tables: Tables, missing: Mapping[str, str]) -> Cell:
+    """One cell from a run's tables."""
+    place = (scheme.id, criterion.id)
+    if criterion.experiment not in tables:
+        why = missing.get(criterion.experiment, f"{criterion.experiment} is not part of this run")
+        return Cell(*place, NOT_MEASURED, criterion.experiment, why)
+    rows = [
+        row
+        for row in tables[criterion.experiment]
+        if row["option"] == scheme.id and row["criterion"] == criterion.id
+    ]
+    return _scenes(place, criterion, rows)
+
+
+def _scenes(place: tuple[str, str], criterion: Criterion, rows: list[Mapping]) -> Cell:
+    """Works where every scene works; breaks in the worst manner of those that break."""
+    if not rows:
+        why = f"{criterion.experiment} has no scene for this option"
+        return Cell(*place, NOT_MEASURED, criterion.experiment, why)
+    found = [(row, outcome(row)) for row in rows]
+    if unbuilt := [(row, one) for row, one in found if one.good is None]:
+        return Cell(*place, NOT_MEASURED, criterion.experiment, _tell(unbuilt, len(rows)))
+    keys = tuple((row["part"], row["option"], row["criterion"], row["case"]) for row in rows)
+    emulated = any(row["kernel"] == "played" for row in rows)
+    bad = [(row, one) for row, one in found if not one.good]
+    manners = {one.manner for _, one in (bad or found)}
+    if bad:
+        manner = next(manner for manner in WORST_FIRST if manner in manners)
+        return Cell(
+            *place,
+            BREAKS,
+            criterion.experiment,
+            _tell(bad, len(rows)),
+            emulated,
+            manner,
+            rows=keys,
+            bad=len(bad),
+        )
+    manner = WITHOUT if WITHOUT in manners else None
+    return Cell(*place, WORKS, criterion.experiment, _tell(found, len(rows)), emulated, manner, rows=keys)
+
+
+def _tell(found: list[tuple[Mapping, Outcome]], all_: int) -> str:
+    """The scenes by what happened in them, most frequent first."""
+    by_reason: dict[str, list[str]] = {}
+    for row, one in found:
+        by_reason.setdefault(one.why, []).append(row["case"])
+    parts = [
+        f"{len(names)} of {all_} scenes: {why} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    ]
+    return ". ".join(parts) + "."

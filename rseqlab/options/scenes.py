@@ -1,0 +1,200 @@
+"""A scene as a row: what was set up, what the parties said, how it ended. Shared by the option experiments.
+
+Nothing is judged here: rseqlab/options/criteria.py turns rows into outcomes.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rseqlab.lab import compile
+from rseqlab.lab.compile import CompileError
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
+from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
+from rseqlab.options import parties
+from rseqlab.options.parties import Line, Scene
+from rseqlab.options.schemes import SCHEME
+
+COMPILER = Need("a C compiler", compile.missing)
+STARTS = {"none": LIBC_LEAVES, "libc": LIBC_OWNS}
+"""Whether this machine's libc registers the threads: a program that plays libc needs it not to."""
+
+NOT_BUILT, REFUSED_TO_BUILD = "not built", "refused to build"
+
+COLUMNS = (
+    Column("option", "text", "the way to extend struct rseq", choices=tuple(SCHEME)),
+    Column(
+        "criterion", "text", "what the scene is asked; `control` where it only shows that the scene works"
+    ),
+    Column("case", "text", "the scene, unique within option and criterion"),
+    Column(
+        "kernel",
+        "text",
+        "whether the real kernel registered, or its part was played",
+        choices=("real", "played"),
+    ),
+    Column("provider", "text", "the layout that the provider was built with", nullable=True),
+    Column("consumers", "text", "the layouts that the consumers were built with", nullable=True),
+    Column("libc", "text", "the libc that ran the scene, as it calls itself", nullable=True),
+    Column("ended", "text", f"exit code, signal, `hung`, `{REFUSED_TO_BUILD}` or `{NOT_BUILT}`"),
+    Column(
+        "registered",
+        "text",
+        "the kernel's answer to the provider, each thread's where they differ",
+        nullable=True,
+    ),
+    Column("parties", "int", "consumers that were to read the area"),
+    Column("refused", "int", "consumers that found no registered area, and knew it"),
+    Column("unaware", "int", "consumers that do without a field they know, as the option told them to"),
+    Column("wrong", "int", "consumers that took something else for their CPU number or their newest field"),
+    Column("live", "int", "consumers whose every read was right"),
+    Column("overwritten_bytes", "int", "bytes outside the object that somebody overwrote"),
+    Column("overwritten_by", "text", "who: `provider` in user space, or `kernel`", nullable=True),
+    Column("overwritten_at", "text", "where, from the object's first byte", nullable=True),
+    Column("said", "text", "the compiler's, linker's or loader's own words", nullable=True),
+    Column("found", "text", "what else the scene says", nullable=True),
+)
+HERE = Path(__file__).resolve().parent
+ROW_MAKERS = ("parties.py", "scenes.py", "schemes.py")
+KEY = ("option", "criterion", "case")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scene to play. ``play`` builds and runs it; ``more`` turns what it said into the row's ``found``."""
+
+    option: str
+    criterion: str
+    name: str
+    play: Callable[[], Scene]
+    provider: str | None = None
+    consumers: tuple[str, ...] = ()
+    kernel: str = ""
+    start: str = "none"
+    may_be_refused: bool = False
+    """Whether a refusal of the compiler or linker is an answer; otherwise it is a fault of this lab."""
+    more: Callable[[Scene], Mapping[str, object]] = field(default=lambda scene: {})
+    """Columns that this case knows better than the common reading of a scene."""
+
+
+def given_libc() -> Path | None:
+    """The folder of the libc that `--libc` named; its loader then runs every scene."""
+    folder = os.environ.get("RSEQLAB_LIBC")
+    return Path(folder) if folder else None
+
+
+def row(case: Case) -> dict:
+    """Plays the case; whatever happens is a row."""
+    base = {
+        "option": case.option,
+        "criterion": case.criterion,
+        "case": case.name,
+        "kernel": case.kernel or SCHEME[case.option].kernel,
+        "provider": case.provider,
+        "consumers": ", ".join(case.consumers) or None,
+    }
+    try:
+        scene = case.play()
+    except CompileError as error:
+        ended = REFUSED_TO_BUILD if case.may_be_refused else NOT_BUILT
+        scene = Scene((), ended, parties.words(error.said or str(error)))
+    return base | read(scene, len(case.consumers)) | dict(case.more(scene))
+
+
+def read(scene: Scene, consumers: int) -> dict:
+    """The common columns of what a scene said."""
+    start = scene.of("start", "program")
+    answers = list(dict.fromkeys(parties.errno_name(line.number("answer")) for line in scene.of("register")))
+    heard = {name: [] for name in dict.fromkeys(line.who for line in scene.of("attach"))}
+    for line in scene.of("read"):
+        heard.setdefault(line.who, []).append(line)
+    states = [_state(scene, name, lines) for name, lines in heard.items()]
+    return {
+        "libc": start[0].facts["libc"] if start else None,
+        "ended": scene.ended,
+        "registered": ", ".join(answers) or None,
+        "parties": consumers,
+        "refused": states.count("refused"),
+        "unaware": states.count("unaware"),
+        "wrong": states.count("wrong"),
+        "live": states.count("live"),
+        **overwritten(scene),
+        "said": scene.said,
+        "found": None,
+    }
+
+
+def _state(scene: Scene, name: str, reads: list[Line]) -> str:
+    """What became of one consumer: live, unaware, refused, wrong, or silent (it never read)."""
+    attached = scene.of("attach", name)
+    if any(line.number("answer") for line in attached):
+        return "refused"
+    if not reads:
+        return "silent"
+    if any(line.facts["newest_right"] == "0" for line in reads):
+        return "wrong"
+    if not all(line.facts["cpu_right"] == "1" for line in reads):
+        # -1 and -2 are the ABI's own words for `not registered`; a consumer that reads them knows.
+        knew = all(line.facts["cpu_right"] == "1" or line.facts["cpu"] in ("-1", "-2") for line in reads)
+        return "refused" if knew else "wrong"
+    if any(line.facts["knows"] == "1" and line.facts["extended"] == "0" for line in attached):
+        return "unaware"
+    return "live"
+
+
+def overwritten(scene: Scene) -> dict:
+    """The ground around every party's object, and at which step it first changed."""
+    most, by, at = 0, None, None
+    for line in scene.of("ground"):
+        count = line.number("overwritten")
+        if count > most:
+            by = by or line.facts["when"]
+            most, at = count, f"{line.facts['first']} to {line.facts['last']} of the {line.who}'s object"
+    return {"overwritten_bytes": most, "overwritten_by": by, "overwritten_at": at}
+
+
+def experiment(
+    name: str, question: str, serves: str, cases: Callable[[str], list[Case]], seconds: float, measure
+) -> Experiment:
+    """An experiment of scenes: one part for each way to start a process that it has cases for.
+
+    ``measure`` must be a function of the experiment's own module; the child finds it there.
+    """
+
+    def plan(profile: str) -> list[Part]:
+        return [
+            Part(
+                start,
+                len(found),
+                300,
+                STARTS[start],
+                {"start": start, "profile": profile},
+                skip=libc_refusal() if start == "libc" else None,
+            )
+            for start in STARTS
+            if (found := [case for case in cases(profile) if case.start == start])
+        ]
+
+    return Experiment(
+        name=name,
+        question=question,
+        serves=serves,
+        columns=COLUMNS,
+        key=KEY,
+        needs=(LINUX, NATIVE, REGISTRATION, COMPILER),
+        seconds={"quick": seconds, "full": 2 * seconds},
+        plan=plan,
+        measure=measure,
+        sources=(*(HERE / name for name in ROW_MAKERS), *sorted((HERE / "c").iterdir())),
+    )
+
+
+def rows(task: Task, cases: Iterable[Case]) -> Iterator[dict]:
+    """One row per case of this part that is still to be played, several scenes at a time."""
+    wanted = [
+        case
+        for case in cases
+        if case.start == task.arguments["start"] and task.pending(case.option, case.criterion, case.name)
+    ]
+    yield from parties.side_by_side(row, wanted)
