@@ -1,4 +1,4 @@
-"""option-skew: does a library of one time work with the libc of another?
+"""option-skew: does a library of one time work with the libc of another, and how far can the struct grow?
 
 Consumer and provider are built from one source with two layouts. Each consumer is linked against the
 provider of its own time and runs with the other one, once as a library and once as the program itself.
@@ -7,63 +7,43 @@ provider of its own time and runs with the other one, once as a library and once
 from collections.abc import Iterator
 
 from rseqlab.lab.experiment import Task
-from rseqlab.options import parties, scenes
-from rseqlab.options.parties import PROVIDER, Scene
+from rseqlab.options import scenes
+from rseqlab.options.parties import Consumer, Setup
 from rseqlab.options.scenes import Case
-from rseqlab.options.schemes import LAYOUTS, ORIGINAL, SCHEME, SCHEMES, SPARE_USED, Layout, Scheme
+from rseqlab.options.schemes import LAYOUTS, ORIGINAL, SCHEME, SCHEMES, SLICE, SPARE_USED, Layout, Scheme
 
-READERS = ("library", "program")
+READERS = {"library": Consumer("one", ORIGINAL), "program": Consumer("program", ORIGINAL, "program")}
 
 
-def skewed(scheme: Scheme, runs_with: Layout, built_for: Layout, reader: str, *flags: str) -> Scene:
+def skewed(scheme: Scheme, runs_with: Layout, built_for: Layout, reader: str, **more) -> Setup:
     """A consumer built for one layout, with a provider of another."""
-    own = parties.provider(scheme, built_for, *flags)
-    libraries = {PROVIDER: own}
-    if reader == "library":
-        libraries = {"libone.so": parties.consumer("one", scheme, built_for, own, *flags)} | libraries
-    executable = parties.program(scheme, built_for, libraries, *flags, own_consumer=reader == "program")
-    there = libraries | {PROVIDER: parties.provider(scheme, runs_with, *flags)}
-    step = "one" if reader == "library" else "program"
-    return parties.play(executable, [step], there, libc=scenes.given_libc())
+    one = READERS[reader]
+    return Setup(scheme, runs_with, (Consumer(one.name, built_for, one.how),), **more)
 
 
 def cases(_: str) -> list[Case]:
-    """Both directions, for every layout that the option can describe."""
+    """Both directions, for every layout that the option can describe; each layout with itself for the room."""
     found = []
     for scheme in SCHEMES:
         for layout in LAYOUTS[1:]:
-            if layout.bytes > scheme.largest_bytes:
-                continue
-            for criterion, runs_with, built_for in (
-                ("old-consumer", layout, ORIGINAL),
-                ("new-consumer", ORIGINAL, layout),
-                ("control", layout, layout),
-            ):
-                for reader in READERS:
-                    found.append(
-                        Case(
-                            scheme.id,
-                            criterion,
-                            f"{layout.name}, {reader}",
-                            lambda s=scheme, r=runs_with, b=built_for, w=reader: skewed(s, r, b, w),
-                            runs_with.name,
-                            (built_for.name,),
-                        )
-                    )
+            pairs = {"old-consumer": (layout, ORIGINAL), "new-consumer": (ORIGINAL, layout)}
+            for reader in READERS:
+                name = f"{layout.name}, {reader}"
+                found.append(Case("room", name, skewed(scheme, layout, layout, reader), may_be_refused=True))
+                if layout.bytes <= scheme.largest_bytes:
+                    found += [
+                        Case(criterion, name, skewed(scheme, *pair, reader))
+                        for criterion, pair in pairs.items()
+                    ]
+        for layout in (SPARE_USED, SLICE):
+            if layout.bytes <= scheme.largest_bytes:
+                setup = skewed(scheme, layout, layout, "library", kernel="real")
+                found.append(Case("kernel-today", layout.name, setup))
     own = SCHEME["offset-size"]
-    for criterion, layout in (("old-consumer", ORIGINAL), ("new-consumer", SPARE_USED)):
-        for reader in READERS:
-            found.append(
-                Case(
-                    own.id,
-                    criterion,
-                    f"libc itself, {reader}",
-                    lambda b=layout, w=reader: skewed(own, b, b, w, "-DLIBC=1"),
-                    "libc",
-                    (layout.name,),
-                    start="libc",
-                )
-            )
+    for reader in READERS:
+        for criterion, layout in (("old-consumer", ORIGINAL), ("new-consumer", SPARE_USED)):
+            setup = scenes.libc_itself(skewed(own, layout, layout, reader))
+            found.append(Case(criterion, f"this machine's libc, {reader}", setup, start="libc"))
     return found
 
 
@@ -74,8 +54,8 @@ def measure(task: Task) -> Iterator[dict]:
 
 EXPERIMENT = scenes.experiment(
     "option-skew",
-    "Does a library of one time work with the libc of another, under each option?",
-    "all options: old consumer on new provider, new consumer on old provider",
+    "Does a library of one time work with the libc of another, and how far can the struct grow?",
+    "all options: old consumer on new provider, new consumer on old provider, room, today's kernel",
     cases,
     5,
     measure,

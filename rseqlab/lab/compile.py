@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from rseqlab.errors import LabError
+from rseqlab.lab.experiment import Need
 from rseqlab.lab.runner import PACKAGE, project_root
 
 TIMEOUT_S = 120
@@ -64,6 +65,9 @@ def missing(compiler: str = "cc") -> str | None:
     except CompileError as error:
         return str(error)
     return None
+
+
+COMPILER = Need("a C compiler", missing)
 
 
 def build(target: Target) -> Path:

@@ -7,7 +7,6 @@ generator that runs in a child process and yields one dict per row.
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rseqlab import host, native
 from rseqlab.lab import probe
@@ -76,8 +75,8 @@ class Experiment:
     seconds: Mapping[str, float]
     plan: Callable[[str], list[Part]]
     measure: Callable[[Task], Iterator[dict]]
-    sources: tuple[Path, ...] = ()
-    """Files beside its module that make its rows: rows made before one of them changed are stale."""
+    sources: tuple[str, ...] = ()
+    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 
     @property
     def module(self) -> str:

@@ -51,7 +51,7 @@ def code_digest(experiment: Experiment) -> str:
     files = [Path(sys.modules[experiment.module].__file__), *(PACKAGE / name for name in MEASURING_CODE)]
     native = (PACKAGE / "native").rglob("*")
     files += sorted(path for path in native if path.suffix in (".c", ".h") or path.name == "build.py")
-    files += experiment.sources
+    files += [PACKAGE / name for name in experiment.sources]
     total = hashlib.sha256()
     for path in files:
         total.update(path.name.encode() + b"\0" + path.read_bytes())

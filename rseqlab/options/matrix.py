@@ -3,8 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rseqlab.options.criteria import CRASH, CRITERIA, REFUSED, SILENT, WITHOUT, Criterion, Outcome, outcome
-from rseqlab.options.schemes import SCHEMES, Scheme
+from rseqlab.options.criteria import (
+    CRASH,
+    CRITERIA,
+    CRITERION,
+    REFUSED,
+    SILENT,
+    WITHOUT,
+    Criterion,
+    Outcome,
+    outcome,
+)
+from rseqlab.options.schemes import SCHEME, SCHEMES, Scheme
 
 WORKS, BREAKS, COSTS, NOT_MEASURED = "works", "breaks", "costs", "not measured"
 WORST_FIRST = (SILENT, CRASH, REFUSED)
@@ -75,7 +85,44 @@ def cell(scheme: Scheme, criterion: Criterion, tables: Tables, missing: Mapping[
         for row in tables[criterion.experiment]
         if row["option"] == scheme.id and row["criterion"] == criterion.id
     ]
+    if criterion.id == "checker" and rows:
+        return _checker(place, criterion, rows, tables, missing)
     return _scenes(place, criterion, rows)
+
+
+def _checker(
+    place: tuple[str, str],
+    criterion: Criterion,
+    rows: list[Mapping],
+    tables: Tables,
+    missing: Mapping[str, str],
+) -> Cell:
+    """Whether a tool that runs nothing warns exactly where old binaries come to harm."""
+    real = [
+        cell(SCHEME[place[0]], CRITERION[name], tables, missing)
+        for name in ("old-consumer", "interpose-program")
+    ]
+    keys = tuple(_key(row) for row in rows)
+    if unknown := [one for one in real if one.outcome == NOT_MEASURED]:
+        return Cell(*place, NOT_MEASURED, criterion.experiment, unknown[0].sentence, rows=keys)
+    reported = [row for row in rows if row["found_count"]]
+    warned = sorted({row["found"] for row in reported})
+    harmed = [one.criterion for one in real if one.outcome == BREAKS and one.manner in (SILENT, CRASH)]
+    says = (
+        f"abidiff reports {' and '.join(warned)} in {len(reported)} of {len(rows)} pairs of files"
+        if warned
+        else f"abidiff reports no change in any of {len(rows)} pairs of files"
+    )
+    happens = f"old binaries come to harm ({', '.join(harmed)})" if harmed else "no old binary comes to harm"
+    sentence = f"{says}; {happens}."
+    if bool(warned) == bool(harmed):
+        return Cell(*place, WORKS, criterion.experiment, sentence, rows=keys)
+    manner = SILENT if harmed else REFUSED
+    return Cell(*place, BREAKS, criterion.experiment, sentence, manner=manner, rows=keys, bad=len(rows))
+
+
+def _key(row: Mapping) -> tuple[str, ...]:
+    return (row["part"], row["option"], row["criterion"], row["case"])
 
 
 def _scenes(place: tuple[str, str], criterion: Criterion, rows: list[Mapping]) -> Cell:
@@ -86,7 +133,7 @@ def _scenes(place: tuple[str, str], criterion: Criterion, rows: list[Mapping]) -
     found = [(row, outcome(row)) for row in rows]
     if unbuilt := [(row, one) for row, one in found if one.good is None]:
         return Cell(*place, NOT_MEASURED, criterion.experiment, _tell(unbuilt, len(rows)))
-    keys = tuple((row["part"], row["option"], row["criterion"], row["case"]) for row in rows)
+    keys = tuple(_key(row) for row in rows)
     emulated = any(row["kernel"] == "played" for row in rows)
     bad = [(row, one) for row, one in found if not one.good]
     manners = {one.manner for _, one in (bad or found)}

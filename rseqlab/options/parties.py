@@ -18,105 +18,25 @@ from pathlib import Path
 
 from rseqlab.lab import compile
 from rseqlab.lab.compile import CompileError, Target
-from rseqlab.options.schemes import Layout, Scheme
+from rseqlab.options.schemes import ORIGINAL, SCHEMES, Layout, Scheme
 
 SOURCES = Path(__file__).resolve().parent / "c"
 PROVIDER = "libprovider.so.1"
 RUN_TIMEOUT_S = 10
 LONGEST_SAID = 400
+FILLER_BYTES = tuple(2**power for power in range(13, 3, -1))
+LATE_BYTES = {"unload": 1024, "audit": 0}
+"""Static TLS of the library that these scenes open at their end: enough to lie where an area was, or none."""
 SHARED = ("-shared", "-fPIC")
 NEEDED = ("-Wl,--no-as-needed",)
 """Debian's and others' linkers drop libraries that the program does not name: here they are the scene."""
 
+ASIDE = re.compile(r": [Ii]n function |warning: Using '|^In file included|^\s+(\d+ )?\|")
+"""Lines of a compiler or linker that say where, or warn of what every static program is warned of."""
+
 _locks: dict[Target, threading.Lock] = {}
+_made: dict[Target, Path] = {}
 _guard = threading.Lock()
-
-
-def made(target: Target) -> Path:
-    """The built file; threads that want the same wait for one compiler."""
-    with _guard:
-        lock = _locks.setdefault(target, threading.Lock())
-    with lock:
-        return compile.build(target)
-
-
-def target(name: str, source: str, scheme: Scheme, layout: Layout, *flags: str, kernel: str = "") -> Target:
-    """One party's compiler call."""
-    told = (
-        f"-DOPTION={scheme.macro}",
-        f"-DKERNEL={(kernel or scheme.kernel).upper()}",
-        f"-DNEWER={int(layout.fields_bytes > 20)}",
-        *layout.macros(),
-    )
-    return Target(
-        name,
-        (SOURCES / source,),
-        ("-O2", "-Wall", "-Wextra", *told, *flags),
-        depends=tuple(sorted(SOURCES.glob("*.h")) + sorted(SOURCES.glob("*.map"))),
-    )
-
-
-def provider(scheme: Scheme, layout: Layout, *flags: str, kernel: str = "") -> Path:
-    """The library that plays libc."""
-    if scheme.id == "version-symbol":
-        script = SOURCES / ("versions-new.map" if layout.fields_bytes > 20 else "versions-old.map")
-        flags += (f"-Wl,--version-script={script}",)
-    return made(
-        target(
-            PROVIDER, "provider.c", scheme, layout, *SHARED, f"-Wl,-soname,{PROVIDER}", *flags, kernel=kernel
-        )
-    )
-
-
-def consumer(name: str, scheme: Scheme, layout: Layout, linked: Path, *flags: str) -> Path:
-    """An unrelated library, linked against the provider of its own time."""
-    file = f"lib{name}.so"
-    folder = stage({PROVIDER: linked})
-    link = (*NEEDED, f"-L{folder}", f"-l:{PROVIDER}")
-    return made(
-        target(
-            file,
-            "consumer.c",
-            scheme,
-            layout,
-            f"-DNAME={name}",
-            *SHARED,
-            f"-Wl,-soname,{file}",
-            *flags,
-            *link,
-        )
-    )
-
-
-def program(
-    scheme: Scheme, layout: Layout, libraries: Mapping[str, Path], *flags: str, own_consumer: bool = False
-) -> Path:
-    """The executable, linked with these libraries in this order."""
-    folder = stage(libraries)
-    link = (*NEEDED, f"-L{folder}", *(f"-l:{name}" for name in libraries), "-ldl", "-pthread")
-    call = target("program", "program.c", scheme, layout, "-rdynamic", *flags, *link)
-    if own_consumer:
-        call = Target(
-            call.name,
-            (*call.sources, SOURCES / "consumer.c"),
-            ("-DNAME=program", *call.flags),
-            depends=call.depends,
-        )
-    return made(call)
-
-
-def stage(files: Mapping[str, Path]) -> Path:
-    """A folder of the cache in which each file has the name that it is looked for under."""
-    total = hashlib.sha256(repr(sorted((name, path.name) for name, path in files.items())).encode())
-    folder = compile.cache_folder() / f"{total.hexdigest()[:16]}-stage"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, path in files.items():
-        place = folder / name
-        if not place.exists():
-            part = folder / f"{name}.{os.getpid()}.{threading.get_ident()}.part"
-            os.link(path, part)
-            os.replace(part, place)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -145,6 +65,196 @@ class Scene:
         return [line for line in self.lines if line.what == what and who in (None, line.who)]
 
 
+def made(target: Target) -> Path:
+    """The built file; threads that want the same wait for one compiler."""
+    with _guard:
+        lock = _locks.setdefault(target, threading.Lock())
+    with lock:
+        if target not in _made:
+            _made[target] = compile.build(target)
+        return _made[target]
+
+
+def target(
+    name: str, sources: tuple[str, ...], scheme: Scheme, layout: Layout, *flags: str, kernel: str = ""
+) -> Target:
+    """One party's compiler call."""
+    told = (
+        f"-DOPTION={scheme.macro}",
+        f"-DKERNEL={(kernel or scheme.kernel).upper()}",
+        f"-DNEWER={int(layout.fields_bytes > 20)}",
+        *layout.macros(),
+    )
+    depends = (*sorted(SOURCES.glob("*.h")), *sorted(SOURCES.glob("*.map")))
+    paths = tuple(SOURCES / source for source in sources)
+    return Target(name, paths, ("-O2", "-Wall", "-Wextra", *told, *flags), depends=depends)
+
+
+def provider(scheme: Scheme, layout: Layout, *flags: str, kernel: str = "") -> Path:
+    """The library that plays libc."""
+    if "-DSCRIPT=1" in flags:
+        flags += (f"-Wl,--version-script={SOURCES / 'versions-all.map'}",)
+    elif scheme.id == "version-symbol":
+        script = "versions-new.map" if layout.fields_bytes > 20 else "versions-old.map"
+        flags += (f"-Wl,--version-script={SOURCES / script}",)
+    soname = f"-Wl,-soname,{PROVIDER}"
+    return made(target(PROVIDER, ("provider.c",), scheme, layout, *SHARED, soname, *flags, kernel=kernel))
+
+
+def consumer(name: str, scheme: Scheme, layout: Layout, linked: Path, *flags: str) -> Path:
+    """An unrelated library, linked against the provider of its own time."""
+    file = f"lib{name}.so"
+    link = (*NEEDED, f"-L{stage({PROVIDER: linked})}", f"-l:{PROVIDER}")
+    code = consumer_object(name, scheme, layout, *flags, "-fPIC")
+    return made(Target(file, (code,), ("-shared", f"-Wl,-soname,{file}", *link)))
+
+
+def consumer_object(name: str, scheme: Scheme, layout: Layout, *flags: str) -> Path:
+    """A consumer's code before it is linked with anything."""
+    return made(target(f"{name}.o", ("consumer.c",), scheme, layout, f"-DNAME={name}", "-c", *flags))
+
+
+def program_object(*flags: str) -> Path:
+    """The stage's code; it knows no layout, so one serves every scene."""
+    return made(target("program.o", ("program.c",), SCHEMES[0], ORIGINAL, "-c", *flags))
+
+
+def filler(name: str, tls_bytes: int, *flags: str) -> Path:
+    """A library with this much static TLS of its own."""
+    made_with = ("-O2", "-Wall", "-Wextra", f"-DBYTES={tls_bytes}", *SHARED, f"-Wl,-soname,{name}", *flags)
+    return made(Target(name, (SOURCES / "filler.c",), made_with))
+
+
+def fillers() -> dict[str, Path]:
+    """Pieces of static TLS, each half of the one before: together they use any reserve up."""
+    return {f"libfill{size}.so": filler(f"libfill{size}.so", size) for size in FILLER_BYTES}
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """One consumer of a scene. ``how`` it comes in: linked, load, isolate, program, preload or audit."""
+
+    name: str
+    layout: Layout
+    how: str = "linked"
+    flags: tuple[str, ...] = ()
+    linked_with: tuple[str, ...] | None = None
+    """The flags of the provider that it was linked against, where they are not the scene's."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One scene before it is built.
+
+    ``program`` is the layout that the program itself was compiled with: that of the newest consumer that
+    it is linked with, where nothing else is said.
+    """
+
+    scheme: Scheme
+    provider: Layout
+    consumers: tuple[Consumer, ...]
+    scene: str = "plain"
+    program: Layout | None = None
+    provider_flags: tuple[str, ...] = ()
+    program_flags: tuple[str, ...] = ()
+    kernel: str = ""
+    provider_first: bool = False
+    fill: bool = False
+    static: bool = False
+    late: tuple[tuple[str, Path], ...] = ()
+    """Libraries that the program opens, in this order, before it plays."""
+    linked_flags: tuple[str, ...] | None = None
+    """The flags of the provider that the program was linked against, where they are not the scene's."""
+    environment: tuple[tuple[str, str], ...] = ()
+    libc: Path | None = None
+
+    def play(self) -> Scene:
+        """Build what is not built yet, and run it. Raises CompileError where something cannot be built."""
+        files, linked = {PROVIDER: self._provider(self.provider)}, []
+        own = next((one for one in self.consumers if one.how == "program"), None)
+        there = [one.layout for one in self.consumers if one.how in ("linked", "program")]
+        layout = self.program or max(there, key=lambda known: known.fields_bytes, default=self.provider)
+        steps = ["fill"] if self.fill else []
+        for one in self.consumers:
+            file = f"lib{one.name}.so"
+            if one.how != "program":
+                files[file] = self._consumer(one)
+            if one.how in ("linked", "preload"):
+                linked.append(file) if one.how == "linked" else None
+            steps += [f"{one.how}={file}"] if one.how in ("load", "isolate") else []
+            steps += [one.name] if one.how != "audit" else []
+        for name, path in self.late:
+            files[name] = path
+            steps.append(f"open={name}")
+        if self.scene in LATE_BYTES:
+            files["libfiller.so"] = filler("libfiller.so", LATE_BYTES[self.scene])
+        if self.fill:
+            files |= fillers()
+        variables = dict(self.environment)
+        for how, variable in (("preload", "LD_PRELOAD"), ("audit", "LD_AUDIT")):
+            if found := [f"lib{one.name}.so" for one in self.consumers if one.how == how]:
+                variables[variable] = ":".join(found)
+        executable = self._static() if self.static else self._program(layout, linked, files, own)
+        return play(executable, [*steps, f"scene={self.scene}"], files, variables, self.libc)
+
+    def _provider(self, layout: Layout, flags: tuple[str, ...] | None = None) -> Path:
+        flags = self.provider_flags if flags is None else flags
+        return provider(self.scheme, layout, *flags, kernel=self.kernel)
+
+    def _consumer(self, one: Consumer) -> Path:
+        linked = self._provider(one.layout, one.linked_with)
+        return consumer(one.name, self.scheme, one.layout, linked, *one.flags)
+
+    def _program(
+        self, layout: Layout, linked: list[str], files: Mapping[str, Path], own: Consumer | None
+    ) -> Path:
+        """Linked with what was there in its time: a provider of its own layout."""
+        names = [PROVIDER, *linked] if self.provider_first else [*linked, PROVIDER]
+        folder = stage(
+            {name: files[name] for name in linked} | {PROVIDER: self._provider(layout, self.linked_flags)}
+        )
+        code = [program_object(*self.program_flags)]
+        if own:
+            code.append(consumer_object(own.name, self.scheme, own.layout, *own.flags))
+        link = (*NEEDED, f"-L{folder}", *(f"-l:{name}" for name in names), "-ldl", "-pthread")
+        return made(Target("program", tuple(code), ("-rdynamic", *link)))
+
+    def _static(self) -> Path:
+        """Everything in one file."""
+        own = next(one for one in self.consumers if one.how == "program")
+        kernel = self.kernel or self.scheme.kernel
+        code = (
+            program_object("-DSTATIC=1", *self.program_flags),
+            consumer_object(own.name, self.scheme, own.layout, *own.flags),
+            made(
+                target(
+                    "provider.o",
+                    ("provider.c",),
+                    self.scheme,
+                    self.provider,
+                    "-c",
+                    *self.provider_flags,
+                    kernel=kernel,
+                )
+            ),
+        )
+        return made(Target("program", code, ("-static", "-pthread")))
+
+
+def stage(files: Mapping[str, Path]) -> Path:
+    """A folder of the cache in which each file has the name that it is looked for under."""
+    total = hashlib.sha256(repr(sorted((name, path.name) for name, path in files.items())).encode())
+    folder = compile.cache_folder() / f"{total.hexdigest()[:16]}-stage"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, path in files.items():
+        place = folder / name
+        if not place.exists():
+            part = folder / f"{name}.{os.getpid()}.{threading.get_ident()}.part"
+            os.link(path, part)
+            os.replace(part, place)
+    return folder
+
+
 def play(
     executable: Path,
     steps: Sequence[str],
@@ -157,7 +267,9 @@ def play(
     command = [str(executable), *steps]
     variables = dict(os.environ) | (environment or {})
     if libc:
-        command = [str(loader(libc)), "--library-path", f"{folder}:{libc}", *command]
+        by = [str(loader(libc)), "--library-path", f"{folder}:{libc}"]
+        command = [*by, *command]
+        variables["SCENE_LOADER"] = "\x1f".join(by)
     else:
         variables["LD_LIBRARY_PATH"] = str(folder)
     process = subprocess.Popen(
@@ -199,6 +311,7 @@ def parse(text: str) -> Iterator[Line]:
 
 def words(text: str) -> str | None:
     """A compiler's, linker's or loader's own words, without this machine's folders and build names."""
+    text = "\n".join(line for line in text.splitlines() if not ASIDE.search(line))
     text = re.sub(r"(?<![\w.])(?:\.{0,2}/)[^\s:'`\"]*/", "", text)
     text = re.sub(r"\b[0-9a-f]{16}-", "", text)
     text = re.sub(r"\bcc\w{6}\.o\b", "<object>", text)
@@ -218,6 +331,27 @@ def loader(libc: Path) -> Path:
         if found:
             return found[0]
     raise CompileError(f"{libc} holds no dynamic loader (ld.so); give the folder that has it and libc.so.6.")
+
+
+def used_object(storage: str, linked_bytes: int, there_bytes: int) -> Scene:
+    """A program that was linked with an object of one size meets it in another: what does anybody say?"""
+    name = "libobject.so"
+
+    def library(size: int) -> Path:
+        flags = (
+            "-O2",
+            f"-DSTORAGE={storage}",
+            f"-DBYTES={size}",
+            "-DDEFINES=1",
+            *SHARED,
+            f"-Wl,-soname,{name}",
+        )
+        return made(Target(name, (SOURCES / "object.c",), flags))
+
+    link = (f"-L{stage({name: library(linked_bytes)})}", f"-l:{name}")
+    flags = ("-O2", f"-DSTORAGE={storage}", f"-DBYTES={linked_bytes}", *link)
+    executable = made(Target("program", (SOURCES / "object.c",), flags))
+    return play(executable, (), {name: library(there_bytes)})
 
 
 def side_by_side(function, cases: Iterable) -> Iterator:

@@ -5,18 +5,16 @@ Nothing is judged here: rseqlab/options/criteria.py turns rows into outcomes.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rseqlab.lab import compile
-from rseqlab.lab.compile import CompileError
+from rseqlab.lab.compile import COMPILER, CompileError
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.options import parties
-from rseqlab.options.parties import Line, Scene
+from rseqlab.options.parties import Line, Scene, Setup
 from rseqlab.options.schemes import SCHEME
 
-COMPILER = Need("a C compiler", compile.missing)
 STARTS = {"none": LIBC_LEAVES, "libc": LIBC_OWNS}
 """Whether this machine's libc registers the threads: a program that plays libc needs it not to."""
 
@@ -52,30 +50,45 @@ COLUMNS = (
     Column("overwritten_bytes", "int", "bytes outside the object that somebody overwrote"),
     Column("overwritten_by", "text", "who: `provider` in user space, or `kernel`", nullable=True),
     Column("overwritten_at", "text", "where, from the object's first byte", nullable=True),
+    Column("misaligned", "int", "times that an object lay at a smaller alignment than a party was built for"),
+    Column("found_bytes", "int", "a size that the scene looked for", nullable=True),
+    Column("found_count", "int", "a number that the scene looked for", nullable=True),
     Column("said", "text", "the compiler's, linker's or loader's own words", nullable=True),
     Column("found", "text", "what else the scene says", nullable=True),
 )
-HERE = Path(__file__).resolve().parent
-ROW_MAKERS = ("parties.py", "scenes.py", "schemes.py")
+LIBC_ITSELF, LIBC_ITSELF_FLAG = "libc", "-DLIBC=1"
+
+SOURCES = (
+    *(f"options/{name}.py" for name in ("parties", "scenes", "schemes")),
+    *(f"options/c/{path.name}" for path in sorted(parties.SOURCES.iterdir())),
+)
+"""What makes the rows of every one of these experiments."""
+
 KEY = ("option", "criterion", "case")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scene to play. ``play`` builds and runs it; ``more`` turns what it said into the row's ``found``."""
+    """One scene to play, and the question that it answers."""
 
-    option: str
     criterion: str
     name: str
-    play: Callable[[], Scene]
-    provider: str | None = None
-    consumers: tuple[str, ...] = ()
-    kernel: str = ""
+    setup: Setup
     start: str = "none"
     may_be_refused: bool = False
     """Whether a refusal of the compiler or linker is an answer; otherwise it is a fault of this lab."""
     more: Callable[[Scene], Mapping[str, object]] = field(default=lambda scene: {})
     """Columns that this case knows better than the common reading of a scene."""
+
+    @property
+    def option(self) -> str:
+        """Which option the scene is about."""
+        return self.setup.scheme.id
+
+
+def libc_itself(setup: Setup) -> Setup:
+    """The same scene with this process's real libc in the place of the library that plays it."""
+    return replace(setup, provider_flags=(LIBC_ITSELF_FLAG, *setup.provider_flags))
 
 
 def given_libc() -> Path | None:
@@ -84,22 +97,27 @@ def given_libc() -> Path | None:
     return Path(folder) if folder else None
 
 
-def row(case: Case) -> dict:
-    """Plays the case; whatever happens is a row."""
-    base = {
+def base(case: Case) -> dict:
+    """What a row says of its case before it is played."""
+    setup = case.setup
+    return {
         "option": case.option,
         "criterion": case.criterion,
         "case": case.name,
-        "kernel": case.kernel or SCHEME[case.option].kernel,
-        "provider": case.provider,
-        "consumers": ", ".join(case.consumers) or None,
+        "kernel": setup.kernel or setup.scheme.kernel,
+        "provider": LIBC_ITSELF if LIBC_ITSELF_FLAG in setup.provider_flags else setup.provider.name,
+        "consumers": ", ".join(f"{one.layout.name} ({one.how})" for one in setup.consumers) or None,
     }
+
+
+def row(case: Case) -> dict:
+    """Plays the case; whatever happens is a row."""
     try:
-        scene = case.play()
+        scene = replace(case.setup, libc=given_libc()).play()
     except CompileError as error:
         ended = REFUSED_TO_BUILD if case.may_be_refused else NOT_BUILT
         scene = Scene((), ended, parties.words(error.said or str(error)))
-    return base | read(scene, len(case.consumers)) | dict(case.more(scene))
+    return base(case) | read(scene, len(case.setup.consumers)) | dict(case.more(scene))
 
 
 def read(scene: Scene, consumers: int) -> dict:
@@ -120,6 +138,12 @@ def read(scene: Scene, consumers: int) -> dict:
         "wrong": states.count("wrong"),
         "live": states.count("live"),
         **overwritten(scene),
+        "misaligned": sum(
+            line.number("seen_align") < line.number("align")
+            for line in (*scene.of("describe"), *scene.of("attach"))
+        ),
+        "found_bytes": None,
+        "found_count": None,
         "said": scene.said,
         "found": None,
     }
@@ -132,7 +156,7 @@ def _state(scene: Scene, name: str, reads: list[Line]) -> str:
         return "refused"
     if not reads:
         return "silent"
-    if any(line.facts["newest_right"] == "0" for line in reads):
+    if any("0" in (line.facts["newest_right"], line.facts["start_right"]) for line in reads):
         return "wrong"
     if not all(line.facts["cpu_right"] == "1" for line in reads):
         # -1 and -2 are the ABI's own words for `not registered`; a consumer that reads them knows.
@@ -155,7 +179,14 @@ def overwritten(scene: Scene) -> dict:
 
 
 def experiment(
-    name: str, question: str, serves: str, cases: Callable[[str], list[Case]], seconds: float, measure
+    name: str,
+    question: str,
+    serves: str,
+    cases: Callable[[str], list[Case]],
+    seconds: float,
+    measure: Callable[[Task], Iterator[dict]],
+    extra_rows: Callable[[str], int] = lambda profile: 0,
+    needs: tuple[Need, ...] = (),
 ) -> Experiment:
     """An experiment of scenes: one part for each way to start a process that it has cases for.
 
@@ -166,7 +197,7 @@ def experiment(
         return [
             Part(
                 start,
-                len(found),
+                len(found) + (extra_rows(profile) if start == "none" else 0),
                 300,
                 STARTS[start],
                 {"start": start, "profile": profile},
@@ -182,11 +213,11 @@ def experiment(
         serves=serves,
         columns=COLUMNS,
         key=KEY,
-        needs=(LINUX, NATIVE, REGISTRATION, COMPILER),
+        needs=(LINUX, NATIVE, REGISTRATION, COMPILER, *needs),
         seconds={"quick": seconds, "full": 2 * seconds},
         plan=plan,
         measure=measure,
-        sources=(*(HERE / name for name in ROW_MAKERS), *sorted((HERE / "c").iterdir())),
+        sources=SOURCES,
     )
 
 

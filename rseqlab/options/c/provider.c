@@ -1,7 +1,7 @@
 /* Plays libc: owns the area, sets it up at each thread's start, registers it.
  *
  * LIBC=1: owns nothing; this process's real libc does, and this only describes what it did.
- * private: owns nothing either, because there each library helps itself.
+ * private: owns nothing either, because there each library helps itself. PLAIN: without the ground.
  * BINDING: globl, weak or local. VISIBILITY: default, protected or hidden. OLD_NAME: version-symbol keeps
  * the old version's name as the first 32 bytes of the new object (ALIAS) or as an object of its own (SEPARATE).
  */
@@ -16,7 +16,23 @@
 #endif
 #define EXPORTED __attribute__((visibility("default")))
 
-#if OPTION == PRIVATE
+#if PLAIN && OPTION == VERSION_SYMBOL
+__thread union area area_now __attribute__((tls_model("initial-exec"))) = { .cpu_id = UNINITIALIZED };
+#define OWN (&area_now)
+#if NEWER
+extern __thread union area area_then __attribute__((alias("area_now")));
+__asm__(".symver area_then, __rseq_abi@RSEQ_1");
+__asm__(".symver area_now, __rseq_abi@@@RSEQ_2");
+#else
+__asm__(".symver area_now, __rseq_abi@@@RSEQ_1");
+#endif
+
+#elif PLAIN
+/* As a header would have it, for tools that read debug information: no ground, no tricks. */
+__thread union area __rseq_abi __attribute__((tls_model("initial-exec"))) = { .cpu_id = UNINITIALIZED };
+#define OWN (&__rseq_abi)
+
+#elif OPTION == PRIVATE
 
 static __thread struct guarded guarded = INITIAL_GUARDED;
 #define OWN (&guarded.area)
@@ -32,18 +48,21 @@ static __thread struct guarded guarded __attribute__((tls_model("initial-exec"))
 
 static __thread struct guarded guarded __attribute__((used, tls_model("initial-exec"))) = INITIAL_GUARDED;
 NAME_AREA("area_now", BINDING, OBJECT_BYTES);
+#ifdef VISIBILITY
+__asm__("." VISIBILITY " area_now");
+#endif
 extern __thread union area area_now __attribute__((tls_model("initial-exec")));
 #define OWN (&area_now)
 #if NEWER
-__asm__(".symver area_now, __rseq_abi@@RSEQ_2");
+__asm__(".symver area_now, __rseq_abi@@@RSEQ_2");
 #if OLD_NAME == SEPARATE
-__thread uint32_t area_then[8] __attribute__((aligned(32), used)) = { UNINITIALIZED, UNINITIALIZED };
+__thread uint32_t area_then[8] __attribute__((aligned(32), used)) = { 0, UNINITIALIZED };
 #else
 NAME_AREA("area_then", BINDING, 32);
 #endif
 __asm__(".symver area_then, __rseq_abi@RSEQ_1");
 #else
-__asm__(".symver area_now, __rseq_abi@@RSEQ_1");
+__asm__(".symver area_now, __rseq_abi@@@RSEQ_1");
 #endif
 
 #else
@@ -75,15 +94,25 @@ extern const unsigned __rseq_size;
 static __thread struct extension extension __attribute__((tls_model("initial-exec")));
 #endif
 
-__attribute__((unused)) static void at_newest(uint32_t value)
+/* Every future field up to this object's end, so that users of all times find theirs. */
+__attribute__((unused)) static void fill_future(void *base)
 {
-#if OPTION == POINTER && FIELDS > 20
-	memcpy(&extension.fields[NEWEST], &value, 4);
-#elif FIELDS > 20
-	memcpy(&OWN->bytes[NEWEST], &value, 4);
-#else
-	(void)value;
+	static const unsigned ends[] = { 64, 128, 256 };
+	for (unsigned place = 0; place < sizeof ends / sizeof *ends; place++)
+		if (ends[place] <= BYTES) {
+			uint32_t value = MAGIC | (ends[place] - 4);
+			memcpy((char *)base + ends[place] - 4, &value, 4);
+		}
+}
+
+__attribute__((unused)) static void fill_new(void *base)
+{
+	uint32_t id = 0;
+#if FIELDS >= 28
+	memcpy((char *)base + 24, &id, 4);
 #endif
+	(void)id;
+	fill_future(base);
 }
 
 /* What user space stores before the kernel is asked. */
@@ -101,8 +130,10 @@ EXPORTED void provider_init(void)
 	OWN->user_bytes = NEWEST_END;
 	OWN->flags = SIZES_ARE_AGREED;
 #endif
-#if NEWEST_IS_MAGIC && (OPTION != HANDSHAKE)
-	at_newest(MAGIC | NEWEST);
+#if OPTION == POINTER
+	fill_new(extension.fields);
+#elif NEWEST_IS_MAGIC && OPTION != HANDSHAKE
+	fill_future(OWN);
 #endif
 #endif
 }
@@ -116,9 +147,9 @@ EXPORTED void provider_resume(void)
 	OWN->cpu_id_start = OWN->cpu_id = cpu_now();
 #if OPTION == HANDSHAKE
 	if ((OWN->flags & SIZES_ARE_AGREED) && OWN->kernel_bytes >= NEWEST_END)
-		at_newest(NEWEST_IS_MAGIC ? (MAGIC | NEWEST) : 0);
+		fill_new(OWN);
 #elif OPTION == POINTER
-	at_newest(NEWEST_IS_MAGIC ? (MAGIC | NEWEST) : 0);
+	fill_new(extension.fields);
 #endif
 #endif
 }
@@ -151,9 +182,9 @@ EXPORTED int provider_register(void)
 #else
 	int answer = rseq(OWN, length(), 0);
 #if OPTION == OFFSET_SIZE
+	__rseq_offset = (char *)OWN - (char *)thread_pointer();
 	if (!answer) {
 		unsigned long feature_bytes = getauxval(AUX_FEATURE_SIZE);
-		__rseq_offset = (char *)OWN - (char *)thread_pointer();
 		/* libc gives what it registered and the kernel keeps; a played field beyond counts as the kernel's. */
 		__rseq_size = BYTES > 32 ? BYTES : FIELDS > 20 && feature_bytes >= FIELDS ? FIELDS : 20;
 	}
@@ -176,20 +207,26 @@ EXPORTED void *provider_area(void)
 	return OWN;
 }
 
+#if PLAIN
+#define OWN_IS_OWN 1
+#elif !LIBC
+#define OWN_IS_OWN same_place(OWN, &guarded.area)
+#endif
+
 EXPORTED void provider_describe(void)
 {
 #if OPTION == PRIVATE
 #elif LIBC
-	printf("provider describe bytes=%u align=%u seen_align=%u own=1\n", __rseq_size, 32u, alignment_of(OWN));
+	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=1\n", __rseq_size, 32u, alignment_of(OWN));
 #else
-	printf("provider describe bytes=%u align=%u seen_align=%u own=%d\n", (unsigned)sizeof(union area),
-	       (unsigned)_Alignof(union area), alignment_of(OWN), same_place(OWN, &guarded.area));
+	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=%d\n", (unsigned)sizeof(union area),
+	       (unsigned)_Alignof(union area), alignment_of(OWN), OWN_IS_OWN);
 #endif
 }
 
 EXPORTED void provider_ground(const char *when)
 {
-#if !LIBC
+#if !LIBC && !PLAIN
 	ground("provider", when, &guarded);
 #else
 	(void)when;

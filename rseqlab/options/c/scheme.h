@@ -73,7 +73,7 @@ struct extension {
 };
 #define SIZES_ARE_AGREED (1u << 16)
 
-#if OPTION == POINTER
+#if (OPTION == POINTER || OPTION == PADDING) && BYTES >= 32
 #define OBJECT_BYTES 32
 #define OBJECT_ALIGN 32
 #else
@@ -96,6 +96,8 @@ union area {
 	unsigned char bytes[OBJECT_BYTES];
 } __attribute__((aligned(OBJECT_ALIGN)));
 
+_Static_assert(OPTION == POINTER || NEWEST_END <= OBJECT_BYTES, "the newest field lies within the object");
+
 /* An object with ground around it, so that a write that misses it is seen. */
 #define GROUND_BEFORE 256
 #define GROUND_AFTER 512
@@ -103,13 +105,14 @@ struct guarded {
 	unsigned char before[GROUND_BEFORE];
 	union area area;
 	unsigned char after[GROUND_AFTER];
-};
+} __attribute__((aligned(32))); /* as the kernel asks, also where the definition does not */
 
 #if OPTION == POINTER || OPTION == HANDSHAKE
 /* Zero is what tells their users that there is nothing more: C's own initial value. */
 #define INITIAL_AREA { .cpu_id = UNINITIALIZED }
 #else
-#define INITIAL_AREA { .bytes = { [0 ... OBJECT_BYTES - 1] = POISON } }
+#define INITIAL_AREA \
+	{ .bytes = { [0 ... 3] = 0, [4 ... 7] = 0xff, [8 ... OBJECT_BYTES - 1] = POISON } }
 #endif
 #define INITIAL_GUARDED                                         \
 	{                                                       \
@@ -183,7 +186,7 @@ static inline void ground(const char *who, const char *when, const struct guarde
 			last = place;
 		}
 	}
-	printf("%s ground when=%s overwritten=%d first=%d last=%d\n", who, when, count, first, last);
+	dprintf(1, "%s ground when=%s overwritten=%d first=%d last=%d\n", who, when, count, first, last);
 }
 
 #endif
