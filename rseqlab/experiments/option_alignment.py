@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import LAYOUTS, ORIGINAL, SCHEME, SCHEMES
 
@@ -26,14 +26,18 @@ def cases(_: str) -> list[Case]:
                 "program": Consumer("program", layout, "program"),
             } | {name: Consumer("one", layout, "load", flags) for name, flags in LATE.items()}
             for name, consumer in ways.items():
-                setup = Setup(scheme, layout, (consumer,), "small-stack", program=layout)
+                setup = Setup(
+                    scheme, layout, (consumer,), "small-stack", program=layout, everywhere=NO_GROUND
+                )
                 found.append(Case("alignment", f"{layout.name}, {name}", setup))
         if scheme.symbol and scheme.largest_bytes > ORIGINAL.bytes:
             early = Consumer("early", ORIGINAL, "preload", ('-DDEFINES="globl"',))
-            setup = Setup(scheme, LAYOUTS[-1], (early,), "small-stack")
+            setup = Setup(scheme, LAYOUTS[-1], (early,), "small-stack", everywhere=NO_GROUND)
             found.append(Case("alignment", f"{LAYOUTS[-1].name}, interposed with {ORIGINAL.name}", setup))
     own = SCHEME["offset-size"]
-    setup = scenes.libc_itself(Setup(own, ORIGINAL, (Consumer("one", ORIGINAL),), "small-stack"))
+    setup = scenes.libc_itself(
+        Setup(own, ORIGINAL, (Consumer("one", ORIGINAL),), "small-stack", everywhere=NO_GROUND)
+    )
     found.append(Case("alignment", "this machine's libc", setup, start="libc"))
     return found
 

@@ -6,10 +6,11 @@ library can take is searched for by halving, with the loader's own words where i
 
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import parties, scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import LAYOUTS, ORIGINAL, SCHEME, SCHEMES, SLICE, SPARE_USED
 
@@ -36,14 +37,14 @@ def cases(_: str) -> list[Case]:
                 continue
             for layout in (ORIGINAL, newest):
                 late = Consumer("one", layout, "load", flags)
-                setup = Setup(scheme, newest, (late,), program=newest)
+                setup = Setup(scheme, newest, (late,), program=newest, everywhere=NO_GROUND)
                 found.append(Case("dlopen", f"{model}, {layout.name}", setup))
-                full = Setup(scheme, newest, (late,), program=newest, fill=True)
+                full = Setup(scheme, newest, (late,), program=newest, fill=True, everywhere=NO_GROUND)
                 found.append(Case("static-tls", f"{model}, {layout.name}", full))
     own = SCHEME["offset-size"]
     late = Consumer("one", SPARE_USED, "load")
     for criterion, fill in (("dlopen", False), ("static-tls", True)):
-        setup = scenes.libc_itself(Setup(own, SPARE_USED, (late,), fill=fill))
+        setup = scenes.libc_itself(Setup(own, SPARE_USED, (late,), fill=fill, everywhere=NO_GROUND))
         found.append(Case(criterion, "this machine's libc", setup, start="libc"))
     return found
 
@@ -52,7 +53,7 @@ def _reserve_name(tunable: int | None) -> str:
     return "the loader's own" if tunable is None else f"{tunable} bytes"
 
 
-def _reserve(tunable: int | None) -> dict:
+def _reserve(tunable: int | None, libc: Path | None) -> dict:
     """The largest static TLS that one more library can have under this tunable, and the words beyond it."""
     value = "glibc.pthread.rseq=0"
     if tunable is not None:
@@ -68,7 +69,7 @@ def _reserve(tunable: int | None) -> dict:
             scene="main",
             environment=(("GLIBC_TUNABLES", value),),
             late=tuple(late.items()),
-            libc=scenes.given_libc(),
+            libc=libc,
         ).play()
 
     low, high, refusal = 0, MOST_BYTES, None
@@ -91,7 +92,7 @@ def measure(task: Task) -> Iterator[dict]:
     if task.arguments["start"] == "none":
         for tunable in RESERVES[task.arguments["profile"]]:
             if task.pending("private", "reserve", _reserve_name(tunable)):
-                yield _reserve(tunable)
+                yield _reserve(tunable, scenes.given_libc(task))
 
 
 EXPERIMENT = scenes.experiment(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import ORIGINAL, SCHEME, SCHEMES, SLICE, SPARE_USED
 
@@ -31,7 +31,7 @@ def cases(_: str) -> list[Case]:
                 continue
             for model in UNLOADED:
                 late = Consumer("one", newest, "load", (f'-DTLS_MODEL="{model}"',))
-                setup = Setup(scheme, newest, (late,), scene, program=newest)
+                setup = Setup(scheme, newest, (late,), scene, program=newest, everywhere=NO_GROUND)
                 found.append(Case(criterion, f"{scene}, {model}", setup))
     own = SCHEME["offset-size"]
     for scene, criterion in SCENES.items():

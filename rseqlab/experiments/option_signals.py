@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from rseqlab.experiments.option_dlopen import MODELS
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Scene, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Scene, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import ORIGINAL, SCHEME, SCHEMES
 
@@ -36,11 +36,23 @@ def cases(_: str) -> list[Case]:
             if model == "local-dynamic" and scheme.id != "private":
                 continue  # another object's variable cannot be reached that way
             late = Consumer("one", ORIGINAL, "load", flags)
-            setup = Setup(scheme, ORIGINAL, (late,), "first-touch", program_flags=("-DCOUNTS_ALLOCATIONS=1",))
+            setup = Setup(
+                scheme,
+                ORIGINAL,
+                (late,),
+                "first-touch",
+                program_flags=("-DCOUNTS_ALLOCATIONS=1",),
+                everywhere=NO_GROUND,
+            )
             found.append(Case("signals", f"first touch, {model}", setup, more=allocations))
     late = Consumer("one", ORIGINAL, "load")
     setup = Setup(
-        SCHEME["offset-size"], ORIGINAL, (late,), "first-touch", program_flags=("-DCOUNTS_ALLOCATIONS=1",)
+        SCHEME["offset-size"],
+        ORIGINAL,
+        (late,),
+        "first-touch",
+        program_flags=("-DCOUNTS_ALLOCATIONS=1",),
+        everywhere=NO_GROUND,
     )
     found.append(
         Case(

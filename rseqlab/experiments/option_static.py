@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import ORIGINAL, SCHEMES, SLICE, SPARE_USED
 
@@ -26,7 +26,7 @@ def cases(_: str) -> list[Case]:
             ),
         }
         for name, consumers in ways.items():
-            setup = Setup(scheme, newest, consumers, static=True)
+            setup = Setup(scheme, newest, consumers, static=True, everywhere=NO_GROUND)
             refusable = name == "defines the object"
             if scheme.id == "offset-size":  # the real one is in every static program, so no other can be
                 libc = scenes.libc_itself(setup)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rseqlab.options.costs import cost
 from rseqlab.options.criteria import (
     CRASH,
     CRITERIA,
@@ -17,6 +18,12 @@ from rseqlab.options.criteria import (
 from rseqlab.options.schemes import SCHEME, SCHEMES, Scheme
 
 WORKS, BREAKS, COSTS, NOT_MEASURED = "works", "breaks", "costs", "not measured"
+LEGEND = (
+    "works; works-: without the new field, and its user knows. Breaks, in so many of its scenes: SILENT: nobody "
+    "is told of a wrong value or of overwritten memory; CRASH: a process dies or hangs; refused: somebody is told "
+    "no. 1.50x: what it costs against the plain choice. (...): no kernel ever did it, its part is played. "
+    "?: not measured."
+)
 WORST_FIRST = (SILENT, CRASH, REFUSED)
 
 
@@ -49,6 +56,20 @@ class Cell:
             words = "works, without" if self.manner == WITHOUT else "works"
         return f"emulated: {words}" if self.emulated else words
 
+    @property
+    def short(self) -> str:
+        """The outcome where there is little room; :data:`LEGEND` says what it means."""
+        if self.outcome == NOT_MEASURED:
+            return "?"
+        if self.outcome == COSTS:
+            return f"{self.factor:.2f}x"
+        if self.outcome == WORKS:
+            word = "works-" if self.manner == WITHOUT else "works"
+        else:
+            word = self.manner if self.manner == REFUSED else self.manner.upper()
+            word += f" {self.bad}/{len(self.rows)}" if self.bad < len(self.rows) else ""
+        return f"({word})" if self.emulated else word
+
     def document(self) -> dict:
         """The cell as JSON."""
         return {
@@ -56,6 +77,7 @@ class Cell:
             "criterion": self.criterion,
             "outcome": self.outcome,
             "label": self.label,
+            "short": self.short,
             "emulated": self.emulated,
             "manner": self.manner,
             "factor": self.factor,
@@ -80,6 +102,13 @@ def cell(scheme: Scheme, criterion: Criterion, tables: Tables, missing: Mapping[
     if criterion.experiment not in tables:
         why = missing.get(criterion.experiment, f"{criterion.experiment} is not part of this run")
         return Cell(*place, NOT_MEASURED, criterion.experiment, why)
+    if criterion.cost:
+        found = cost(criterion.id, scheme, tables[criterion.experiment])
+        outcome_ = NOT_MEASURED if found.factor is None else COSTS
+        # What registers a legacy length is the real kernel's cost, whatever would be played later.
+        return Cell(
+            *place, outcome_, criterion.experiment, found.sentence, factor=found.factor, rows=found.rows
+        )
     rows = [
         row
         for row in tables[criterion.experiment]

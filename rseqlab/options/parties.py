@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from rseqlab.errors import UsageError
 from rseqlab.lab import compile
-from rseqlab.lab.compile import CompileError, Target
+from rseqlab.lab.compile import Target
 from rseqlab.options.schemes import ORIGINAL, SCHEMES, Layout, Scheme
 
 SOURCES = Path(__file__).resolve().parent / "c"
@@ -101,17 +102,18 @@ def provider(scheme: Scheme, layout: Layout, *flags: str, kernel: str = "") -> P
     return made(target(PROVIDER, ("provider.c",), scheme, layout, *SHARED, soname, *flags, kernel=kernel))
 
 
-def consumer(name: str, scheme: Scheme, layout: Layout, linked: Path, *flags: str) -> Path:
+def consumer(name: str, scheme: Scheme, layout: Layout, linked: Path, *flags: str, kernel: str = "") -> Path:
     """An unrelated library, linked against the provider of its own time."""
     file = f"lib{name}.so"
     link = (*NEEDED, f"-L{stage({PROVIDER: linked})}", f"-l:{PROVIDER}")
-    code = consumer_object(name, scheme, layout, *flags, "-fPIC")
+    code = consumer_object(name, scheme, layout, *flags, "-fPIC", kernel=kernel)
     return made(Target(file, (code,), ("-shared", f"-Wl,-soname,{file}", *link)))
 
 
-def consumer_object(name: str, scheme: Scheme, layout: Layout, *flags: str) -> Path:
+def consumer_object(name: str, scheme: Scheme, layout: Layout, *flags: str, kernel: str = "") -> Path:
     """A consumer's code before it is linked with anything."""
-    return made(target(f"{name}.o", ("consumer.c",), scheme, layout, f"-DNAME={name}", "-c", *flags))
+    told = (f"-DNAME={name}", "-c", *flags)
+    return made(target(f"{name}.o", ("consumer.c",), scheme, layout, *told, kernel=kernel))
 
 
 def program_object(*flags: str) -> Path:
@@ -142,6 +144,10 @@ class Consumer:
     """The flags of the provider that it was linked against, where they are not the scene's."""
 
 
+NO_GROUND = ("-DNO_GROUND=1",)
+"""For a scene about how much room a library takes: its objects have no canaries around them."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """One scene before it is built.
@@ -165,6 +171,8 @@ class Setup:
     """Libraries that the program opens, in this order, before it plays."""
     linked_flags: tuple[str, ...] | None = None
     """The flags of the provider that the program was linked against, where they are not the scene's."""
+    everywhere: tuple[str, ...] = ()
+    """Flags of every party."""
     environment: tuple[tuple[str, str], ...] = ()
     libc: Path | None = None
 
@@ -195,15 +203,21 @@ class Setup:
             if found := [f"lib{one.name}.so" for one in self.consumers if one.how == how]:
                 variables[variable] = ":".join(found)
         executable = self._static() if self.static else self._program(layout, linked, files, own)
-        return play(executable, [*steps, f"scene={self.scene}"], files, variables, self.libc)
+        libc = None if self.static else self.libc
+        return play(executable, [*steps, f"scene={self.scene}"], files, variables, libc)
 
     def _provider(self, layout: Layout, flags: tuple[str, ...] | None = None) -> Path:
         flags = self.provider_flags if flags is None else flags
-        return provider(self.scheme, layout, *flags, kernel=self.kernel)
+        return provider(self.scheme, layout, *flags, *self.everywhere, kernel=self.kernel)
 
     def _consumer(self, one: Consumer) -> Path:
         linked = self._provider(one.layout, one.linked_with)
-        return consumer(one.name, self.scheme, one.layout, linked, *one.flags)
+        flags = (*one.flags, *self.everywhere)
+        return consumer(one.name, self.scheme, one.layout, linked, *flags, kernel=self.kernel)
+
+    def _consumer_object(self, one: Consumer) -> Path:
+        flags = (*one.flags, *self.everywhere)
+        return consumer_object(one.name, self.scheme, one.layout, *flags, kernel=self.kernel)
 
     def _program(
         self, layout: Layout, linked: list[str], files: Mapping[str, Path], own: Consumer | None
@@ -215,28 +229,19 @@ class Setup:
         )
         code = [program_object(*self.program_flags)]
         if own:
-            code.append(consumer_object(own.name, self.scheme, own.layout, *own.flags))
+            code.append(self._consumer_object(own))
         link = (*NEEDED, f"-L{folder}", *(f"-l:{name}" for name in names), "-ldl", "-pthread")
         return made(Target("program", tuple(code), ("-rdynamic", *link)))
 
     def _static(self) -> Path:
         """Everything in one file."""
         own = next(one for one in self.consumers if one.how == "program")
-        kernel = self.kernel or self.scheme.kernel
+        flags = ("-c", *self.provider_flags, *self.everywhere)
+        libc = target("provider.o", ("provider.c",), self.scheme, self.provider, *flags, kernel=self.kernel)
         code = (
             program_object("-DSTATIC=1", *self.program_flags),
-            consumer_object(own.name, self.scheme, own.layout, *own.flags),
-            made(
-                target(
-                    "provider.o",
-                    ("provider.c",),
-                    self.scheme,
-                    self.provider,
-                    "-c",
-                    *self.provider_flags,
-                    kernel=kernel,
-                )
-            ),
+            self._consumer_object(own),
+            made(libc),
         )
         return made(Target("program", code, ("-static", "-pthread")))
 
@@ -325,12 +330,12 @@ def errno_name(answer: int) -> str:
 
 
 def loader(libc: Path) -> Path:
-    """The dynamic loader of the libc in this folder. Raises CompileError's sibling where there is none."""
+    """The dynamic loader of the libc in this folder. Raises UsageError where there is none."""
     for pattern in ("ld-linux-*.so.*", "ld.so", "ld-musl-*.so.1", "ld-*.so*"):
         found = sorted(libc.glob(pattern))
         if found:
             return found[0]
-    raise CompileError(f"{libc} holds no dynamic loader (ld.so); give the folder that has it and libc.so.6.")
+    raise UsageError(f"{libc} holds no dynamic loader (ld.so); give the folder that has it and libc.so.6.")
 
 
 def used_object(storage: str, linked_bytes: int, there_bytes: int) -> Scene:

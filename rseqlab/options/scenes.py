@@ -48,7 +48,12 @@ COLUMNS = (
     Column("wrong", "int", "consumers that took something else for their CPU number or their newest field"),
     Column("live", "int", "consumers whose every read was right"),
     Column("overwritten_bytes", "int", "bytes outside the object that somebody overwrote"),
-    Column("overwritten_by", "text", "who: `provider` in user space, or `kernel`", nullable=True),
+    Column(
+        "overwritten_by",
+        "text",
+        "who: `kernel`, or `provider` in user space, which also sets the fields that no kernel has yet",
+        nullable=True,
+    ),
     Column("overwritten_at", "text", "where, from the object's first byte", nullable=True),
     Column("misaligned", "int", "times that an object lay at a smaller alignment than a party was built for"),
     Column("found_bytes", "int", "a size that the scene looked for", nullable=True),
@@ -91,9 +96,13 @@ def libc_itself(setup: Setup) -> Setup:
     return replace(setup, provider_flags=(LIBC_ITSELF_FLAG, *setup.provider_flags))
 
 
-def given_libc() -> Path | None:
-    """The folder of the libc that `--libc` named; its loader then runs every scene."""
-    folder = os.environ.get("RSEQLAB_LIBC")
+GIVEN_LIBC = "RSEQLAB_LIBC"
+"""The variable that names the folder of a libc whose own loader is to run every scene."""
+
+
+def given_libc(task: Task) -> Path | None:
+    """The libc that this part is to run under, where one was named."""
+    folder = task.arguments.get("libc")
     return Path(folder) if folder else None
 
 
@@ -110,10 +119,10 @@ def base(case: Case) -> dict:
     }
 
 
-def row(case: Case) -> dict:
+def row(case: Case, libc: Path | None) -> dict:
     """Plays the case; whatever happens is a row."""
     try:
-        scene = replace(case.setup, libc=given_libc()).play()
+        scene = replace(case.setup, libc=libc).play()
     except CompileError as error:
         ended = REFUSED_TO_BUILD if case.may_be_refused else NOT_BUILT
         scene = Scene((), ended, parties.words(error.said or str(error)))
@@ -145,8 +154,14 @@ def read(scene: Scene, consumers: int) -> dict:
         "found_bytes": None,
         "found_count": None,
         "said": scene.said,
-        "found": None,
+        "found": _pointer(scene),
     }
+
+
+def _pointer(scene: Scene) -> str | None:
+    """Whether the kernel left the pointer alone that the area holds."""
+    broken = any(line.facts["intact"] == "0" for line in scene.of("pointer"))
+    return "the kernel overwrote the pointer in the area as it registered it" if broken else None
 
 
 def _state(scene: Scene, name: str, reads: list[Line]) -> str:
@@ -194,14 +209,15 @@ def experiment(
     """
 
     def plan(profile: str) -> list[Part]:
+        given = os.environ.get(GIVEN_LIBC)
         return [
             Part(
-                start,
+                f"{start}-given-libc" if given else start,
                 len(found) + (extra_rows(profile) if start == "none" else 0),
                 300,
                 STARTS[start],
-                {"start": start, "profile": profile},
-                skip=libc_refusal() if start == "libc" else None,
+                {"start": start, "profile": profile, "libc": given},
+                skip=libc_refusal() if start == "libc" and not given else None,
             )
             for start in STARTS
             if (found := [case for case in cases(profile) if case.start == start])
@@ -228,4 +244,5 @@ def rows(task: Task, cases: Iterable[Case]) -> Iterator[dict]:
         for case in cases
         if case.start == task.arguments["start"] and task.pending(case.option, case.criterion, case.name)
     ]
-    yield from parties.side_by_side(row, wanted)
+    libc = given_libc(task)
+    yield from parties.side_by_side(lambda case: row(case, libc), wanted)

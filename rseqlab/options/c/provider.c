@@ -94,25 +94,23 @@ extern const unsigned __rseq_size;
 static __thread struct extension extension __attribute__((tls_model("initial-exec")));
 #endif
 
-/* Every future field up to this object's end, so that users of all times find theirs. */
-__attribute__((unused)) static void fill_future(void *base)
+/* Fields that no kernel has yet, up to this object's end, so that users of all times find theirs. */
+__attribute__((unused)) static void fill_future(void *base, unsigned limit)
 {
 	static const unsigned ends[] = { 64, 128, 256 };
 	for (unsigned place = 0; place < sizeof ends / sizeof *ends; place++)
-		if (ends[place] <= BYTES) {
+		if (ends[place] <= BYTES && ends[place] <= limit) {
 			uint32_t value = MAGIC | (ends[place] - 4);
 			memcpy((char *)base + ends[place] - 4, &value, 4);
 		}
 }
 
-__attribute__((unused)) static void fill_new(void *base)
+__attribute__((unused)) static void fill_new(void *base, unsigned limit)
 {
 	uint32_t id = 0;
-#if FIELDS >= 28
-	memcpy((char *)base + 24, &id, 4);
-#endif
-	(void)id;
-	fill_future(base);
+	if (FIELDS >= 28 && limit >= 28)
+		memcpy((char *)base + 24, &id, 4);
+	fill_future(base, limit);
 }
 
 /* What user space stores before the kernel is asked. */
@@ -121,19 +119,17 @@ EXPORTED void provider_init(void)
 #if !LIBC
 	OWN->cpu_id = UNINITIALIZED;
 	OWN->rseq_cs = 0;
+#if OPTION != HANDSHAKE
 	OWN->flags = 0;
+#endif
 #if OPTION == POINTER && FIELDS > 20
 	extension.bytes = BYTES;
 	OWN->extension = &extension;
 #endif
-#if OPTION == HANDSHAKE && FIELDS > 20
-	OWN->user_bytes = NEWEST_END;
-	OWN->flags = SIZES_ARE_AGREED;
-#endif
 #if OPTION == POINTER
-	fill_new(extension.fields);
+	fill_new(extension.fields, BYTES);
 #elif NEWEST_IS_MAGIC && OPTION != HANDSHAKE
-	fill_future(OWN);
+	fill_future(OWN, BYTES);
 #endif
 #endif
 }
@@ -146,10 +142,10 @@ EXPORTED void provider_resume(void)
 		return;
 	OWN->cpu_id_start = OWN->cpu_id = cpu_now();
 #if OPTION == HANDSHAKE
-	if ((OWN->flags & SIZES_ARE_AGREED) && OWN->kernel_bytes >= NEWEST_END)
-		fill_new(OWN);
+	if (OWN->flags & SIZES_ARE_AGREED)
+		fill_new(OWN, OWN->kernel_bytes);
 #elif OPTION == POINTER
-	fill_new(extension.fields);
+	fill_new(extension.fields, BYTES);
 #endif
 #endif
 }
@@ -175,7 +171,7 @@ EXPORTED int provider_register(void)
 #if OPTION == HANDSHAKE
 	/* The July 2020 proposal: the kernel knows how far it can fill, and answers with the smaller one. */
 	if (OWN->flags & SIZES_ARE_AGREED)
-		OWN->kernel_bytes = OWN->user_bytes;
+		OWN->kernel_bytes = OWN->user_bytes < NEWEST_END ? OWN->user_bytes : NEWEST_END;
 #endif
 	provider_resume();
 	return 0;
@@ -215,6 +211,9 @@ EXPORTED void *provider_area(void)
 
 EXPORTED void provider_describe(void)
 {
+#if OPTION == POINTER && FIELDS > 20
+	dprintf(1, "provider pointer intact=%d\n", OWN->extension == &extension);
+#endif
 #if OPTION == PRIVATE
 #elif LIBC
 	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=1\n", __rseq_size, 32u, alignment_of(OWN));

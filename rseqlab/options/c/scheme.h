@@ -98,28 +98,42 @@ union area {
 
 _Static_assert(OPTION == POINTER || NEWEST_END <= OBJECT_BYTES, "the newest field lies within the object");
 
-/* An object with ground around it, so that a write that misses it is seen. */
+/* An object with ground around it, so that a write that misses it is seen. NO_GROUND: without, where a scene is
+ * about how much room a library takes.
+ */
+#if NO_GROUND
+#define GROUND_BEFORE 0
+#define GROUND_AFTER 0
+#else
 #define GROUND_BEFORE 256
 #define GROUND_AFTER 512
+#endif
 struct guarded {
 	unsigned char before[GROUND_BEFORE];
 	union area area;
 	unsigned char after[GROUND_AFTER];
 } __attribute__((aligned(32))); /* as the kernel asks, also where the definition does not */
 
-#if OPTION == POINTER || OPTION == HANDSHAKE
+#if OPTION == HANDSHAKE && FIELDS > 20
+/* Whoever defines the object says in it how far it goes, and in `flags` that it says so. */
+#define INITIAL_AREA { .cpu_id = UNINITIALIZED, .flags = SIZES_ARE_AGREED, .user_bytes = NEWEST_END }
+#elif OPTION == POINTER || OPTION == HANDSHAKE
 /* Zero is what tells their users that there is nothing more: C's own initial value. */
 #define INITIAL_AREA { .cpu_id = UNINITIALIZED }
 #else
 #define INITIAL_AREA \
 	{ .bytes = { [0 ... 3] = 0, [4 ... 7] = 0xff, [8 ... OBJECT_BYTES - 1] = POISON } }
 #endif
+#if NO_GROUND
+#define INITIAL_GUARDED { .area = INITIAL_AREA }
+#else
 #define INITIAL_GUARDED                                         \
 	{                                                       \
 		.before = { [0 ... GROUND_BEFORE - 1] = CANARY }, \
 		.area = INITIAL_AREA,                           \
 		.after = { [0 ... GROUND_AFTER - 1] = CANARY }, \
 	}
+#endif
 
 /* Gives the middle of `guarded` a name of its own, with the size and binding that it would have alone. */
 #define TEXT_(x) #x
