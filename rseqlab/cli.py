@@ -314,7 +314,7 @@ def options(
     as_json: Json = False,
 ) -> None:
     """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
-    from rseqlab.study.options import Matrix, scenes
+    from rseqlab.study.matrix import Matrix
     from rseqlab.study.run import open_run
 
     found = Matrix(open_run(run_folder))
@@ -325,6 +325,8 @@ def options(
     elif as_html:
         print(found._repr_html_())
     elif cell is not None:
+        from rseqlab.study.options import scenes
+
         rows = scenes(found.run, one.option, one.criterion)
         said = f"{one.label}. {one.sentence}"
         print(f"{one.option}, {one.criterion}: {said}\nexperiment {one.experiment}\n{rows}")

@@ -4,6 +4,7 @@ Everything is built once, into the lab's cache; a scene's libraries are put side
 that they were linked with, in a folder of the cache that their content names. Nothing else is written.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -252,11 +253,8 @@ def stage(files: Mapping[str, Path]) -> Path:
     folder = compile.cache_folder() / f"{total.hexdigest()[:16]}-stage"
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in files.items():
-        place = folder / name
-        if not place.exists():
-            part = folder / f"{name}.{os.getpid()}.{threading.get_ident()}.part"
-            os.link(path, part)
-            os.replace(part, place)
+        with contextlib.suppress(FileExistsError):
+            os.link(path, folder / name)  # whole at once: the folder's name says what it holds
     return folder
 
 

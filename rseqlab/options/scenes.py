@@ -12,8 +12,8 @@ from rseqlab.lab.compile import COMPILER, CompileError
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.options import parties
-from rseqlab.options.parties import Line, Scene, Setup
-from rseqlab.options.schemes import SCHEME
+from rseqlab.options.parties import Consumer, Line, Scene, Setup
+from rseqlab.options.schemes import LAYOUT, ORIGINAL, SCHEME
 
 STARTS = {"none": LIBC_LEAVES, "libc": LIBC_OWNS}
 """Whether this machine's libc registers the threads: a program that plays libc needs it not to."""
@@ -246,3 +246,24 @@ def rows(task: Task, cases: Iterable[Case]) -> Iterator[dict]:
     ]
     libc = given_libc(task)
     yield from parties.side_by_side(lambda case: row(case, libc), wanted)
+
+
+def play_one(arguments: Mapping) -> Iterator[dict]:
+    """In a child: the row of one scene that a reader put together, by the names of its parts."""
+    scheme, provider, layout = (
+        SCHEME[arguments["option"]],
+        LAYOUT[arguments["libc"]],
+        LAYOUT[arguments["library"]],
+    )
+    model = (f'-DTLS_MODEL="{arguments["tls_model"]}"',)
+    library = Consumer("one", layout, arguments["how"], model)
+    consumers = (library,)
+    if binding := BINDINGS[arguments["defines"]]:
+        consumers = (Consumer("program", ORIGINAL, "program", (f'-DDEFINES="{binding}"',)), library)
+    first = arguments["order"] == "libc first"
+    setup = Setup(scheme, provider, consumers, provider_first=first)
+    yield row(Case("interpose-program" if binding else "two-libraries", "the reader's", setup), None)
+
+
+BINDINGS = {"nobody else": None, "the program, strongly": "globl", "the program, weakly": "weak"}
+"""Who defines the object beside libc, and the binding of that definition."""

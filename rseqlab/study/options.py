@@ -1,117 +1,28 @@
-"""The matrix of extension options on a run: for the terminal, as JSON, as HTML, and option by option."""
+"""The extension options on a run, one by one: what the scenes say, in tables and computed sentences."""
 
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import pandas as pd
 
-from rseqlab.errors import UsageError
-from rseqlab.options import matrix
 from rseqlab.options.criteria import CRITERIA, CRITERION, outcome
-from rseqlab.options.matrix import BREAKS, COSTS, LEGEND, NOT_MEASURED, WORKS, Cell
+from rseqlab.options.matrix import BREAKS, COSTS, NOT_MEASURED, WORKS, WORST_FIRST, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES, SLICE, SPARE_USED, Layout
-from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun
+from rseqlab.study.matrix import Matrix
+from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table
 
 LATER_FIELDS = {"node_id": SPARE_USED, "mm_cid": SPARE_USED, "slice_ctrl": SLICE}
 """The fields that were in fact added after 2020, and the first layout that has each."""
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Option x criterion on one run. In Jupyter it is an HTML table, each cell's sentence its tooltip."""
-
-    run: StudyRun
-
-    @cached_property
-    def cells(self) -> dict[tuple[str, str], Cell]:
-        """By (option, criterion)."""
-        tables, missing = {}, {}
-        for name in {criterion.experiment for criterion in CRITERIA}:
-            try:
-                self.run.table(name)
-                tables[name] = self.run.bundle.tables[name]
-            except NotMeasured as reason:
-                missing[name] = reason.args[0]
-        return {(cell.option, cell.criterion): cell for cell in matrix.cells(tables, missing)}
-
-    @property
-    def note(self) -> str | None:
-        """What a reader must know who has not measured this himself."""
-        if self.run.origin == REFERENCE:
-            return (
-                "This is the shipped reference run, not this machine. `rseqlab run` measures here; it needs Linux "
-                "and a C compiler."
-            )
-        return None
-
-    def cell(self, option: str, criterion: str) -> Cell:
-        """One cell. Raises UsageError that lists the valid names."""
-        if option not in SCHEME or criterion not in CRITERION:
-            raise UsageError(
-                f"There is no cell {option}/{criterion}. The options are: {', '.join(SCHEME)}. "
-                f"The criteria are: {', '.join(CRITERION)}."
-            )
-        return self.cells[option, criterion]
-
-    def of(self, option: str) -> list[Cell]:
-        """One option's cells, in the criteria's order."""
-        return [self.cell(option, criterion.id) for criterion in CRITERIA]
-
-    def grid(self) -> list[tuple[str, list[Cell]]]:
-        """(criterion's label, its cells in the options' order), by row."""
-        return [
-            (criterion.label, [self.cells[scheme.id, criterion.id] for scheme in SCHEMES])
-            for criterion in CRITERIA
-        ]
-
-    def document(self) -> dict:
-        """The matrix as JSON."""
-        return {
-            "schema": "rseqlab/options",
-            "version": 1,
-            "run_id": self.run.id,
-            "origin": self.run.origin,
-            "digest": self.run.bundle.digest,
-            "legend": LEGEND,
-            "options": [
-                {"id": one.id, "idea": one.idea, "who": one.who, "source": one.source} for one in SCHEMES
-            ],
-            "criteria": [
-                {"id": one.id, "label": one.label, "question": one.question, "experiment": one.experiment}
-                for one in CRITERIA
-            ],
-            "cells": [cell.document() for cell in self.cells.values()],
-        }
-
-    def __repr__(self) -> str:
-        rows = [["", *(scheme.id for scheme in SCHEMES)]]
-        rows += [[label, *(cell.short for cell in cells)] for label, cells in self.grid()]
-        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, "", LEGEND])
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{html.escape(scheme.id)}</th>" for scheme in SCHEMES)
-        body = "".join(
-            f"<tr><th>{html.escape(label)}</th>"
-            + "".join(
-                f"<td class='rl-cell rl-{cell.outcome.replace(' ', '-')}' "
-                f"title='{html.escape(cell.sentence, quote=True)}'>{html.escape(cell.short)}</td>"
-                for cell in cells
-            )
-            + "</tr>"
-            for label, cells in self.grid()
-        )
-        return (
-            f"<table class='rl-table rl-matrix'><caption>{html.escape(LEGEND)}</caption>"
-            f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
-        )
+ASKED_OF_THEM = (
+    "old-consumer",
+    "new-consumer",
+    "room",
+    "kernel-today",
+    "interpose-program",
+    "interpose-library",
+)
 
 
 @dataclass(frozen=True)
@@ -245,7 +156,7 @@ def later_fields(run: StudyRun) -> Table | NotMeasured:
     names = ("option-skew", "option-interposition")
     if missing := next(filter(None, (_missing(run, name) for name in names)), None):
         return missing
-    rows = [row for name in names for row in run.bundle.tables[name] if row["criterion"] in CRITERION]
+    rows = [row for name in names for row in run.bundle.tables[name] if row["criterion"] in ASKED_OF_THEM]
     found = [
         {"field": field, "first layout": layout.name}
         | {
@@ -254,7 +165,12 @@ def later_fields(run: StudyRun) -> Table | NotMeasured:
         }
         for field, layout in LATER_FIELDS.items()
     ]
-    return Table(pd.DataFrame(found), "Scenes with the layout of each field that break, of all such scenes")
+    return Table(pd.DataFrame(found), CAPTION)
+
+
+CAPTION = (
+    "Scenes with the layout of each field that break, of all such scenes, and the worst way in which they do"
+)
 
 
 def _fate(rows: list, layout: Layout) -> str:
@@ -264,7 +180,7 @@ def _fate(rows: list, layout: Layout) -> str:
     bad = [one for one in judged if one.good is False]
     if not judged:
         return "not measured"
-    manner = next((word for word in matrix.WORST_FIRST if word in {one.manner for one in bad}), None)
+    manner = next((word for word in WORST_FIRST if word in {one.manner for one in bad}), None)
     return f"{len(bad)}/{len(judged)} {manner}" if bad else f"0/{len(judged)}"
 
 
