@@ -314,10 +314,9 @@ def options(
     as_json: Json = False,
 ) -> None:
     """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
-    from rseqlab.study.matrix import Matrix
-    from rseqlab.study.run import open_run
+    from rseqlab.study.matrix import open_matrix
 
-    found = Matrix(open_run(run_folder))
+    found = open_matrix(run_folder)
     if cell is not None:
         one = found.cell(*(cell.split("/") if cell.count("/") == 1 else (cell, "")))
     if as_json:

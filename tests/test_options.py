@@ -233,6 +233,17 @@ def test_a_page_needs_no_table_and_the_reader_may_play_a_scene():
         playground.play(option="nonsense")
 
 
+def test_the_controls_play_a_scene_where_a_reader_can_move_them():
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = ("from rseqlab.study import playground\nbox = playground.controls()", "box.children[-2].click()")
+    shown = "print([output['data']['text/plain'] for output in box.children[-1].outputs])"
+    node = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in (*cells, shown)])
+    NotebookClient(node, timeout=120).execute()
+    assert "Breaks, silent" in str(node.cells[-1].outputs)
+
+
 def test_a_scene_plays_in_a_child_of_its_own():
     from rseqlab.study.playground import CHOICES
 

@@ -4,11 +4,12 @@ Early adopters defined ``__rseq_abi`` themselves, as the documentation of their 
 here has canaries around it; what is overwritten is compared before libc acts, after it, and after the kernel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import parties, scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import Consumer, Scene, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import (
     FUTURE_256,
@@ -31,7 +32,7 @@ LAYOUTS_OF = {"quick": (SPARE_USED, SLICE, FUTURE_256), "full": LAYOUTS[1:]}
 
 def cases(profile: str) -> list[Case]:
     """By the program, by a library before or after libc, by a preloaded one; strong and weak."""
-    return [case for scheme in SCHEMES for case in _cases(scheme, profile)]
+    return [replace(case, more=winner) for scheme in SCHEMES for case in _cases(scheme, profile)]
 
 
 def _cases(scheme: Scheme, profile: str) -> Iterator[Case]:
@@ -54,6 +55,18 @@ def _cases(scheme: Scheme, profile: str) -> Iterator[Case]:
         for who, consumers in (("nobody", (LIBRARY,)), ("the program", _by_program(STRONG))):
             setup = Setup(scheme, largest, consumers, provider_flags=(flag,))
             yield Case("visibility", f"{name}, {who} interposes", setup, may_be_refused=True)
+
+
+def winner(scene: Scene) -> Mapping[str, object]:
+    """Whose definition libc itself ended up with, and what it takes it for."""
+    lines = scene.of("describe")
+    if not lines:
+        return {}
+    whose = "its own" if all(line.facts["own"] == "1" for line in lines) else "somebody else's"
+    least = min(line.number("seen_align") for line in lines)
+    said = f"libc uses {whose} definition and takes it for {lines[0].facts['bytes']} bytes"
+    asked = lines[0].number("align")
+    return {"found": f"{said}, aligned to {asked}" + (f" but found at {least}" if least < asked else "")}
 
 
 def _by_program(flag: str, layout: Layout = ORIGINAL) -> tuple[Consumer, ...]:

@@ -4,16 +4,23 @@ The filter is there before the program starts (it is put on, then the program re
 after the first thread was registered, and a second thread starts under it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import Consumer, Scene, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import ORIGINAL, SCHEME, SCHEMES, SPARE_USED
 
 ANSWERS = ("EPERM", "ENOSYS", "kill")
 TIMES = {"sandbox": "from the start", "sandbox-later": "after the first thread"}
+
+
+def reported(scene: Scene) -> Mapping[str, object]:
+    """What libc says of itself after the call was denied, thread by thread."""
+    sizes = [line.facts["bytes"] for line in scene.of("describe")]
+    cpus = dict.fromkeys(line.facts["cpu"] for line in scene.of("read"))
+    return {"found": f"__rseq_size {', then '.join(sizes)}; cpu_id {', '.join(cpus)}" if sizes else None}
 
 
 def cases(_: str) -> list[Case]:
@@ -28,7 +35,8 @@ def cases(_: str) -> list[Case]:
             consumer = (Consumer("one", SPARE_USED),)
             setup = Setup(SCHEME["offset-size"], SPARE_USED, consumer, f"{scene}:{answer}")
             libc = scenes.libc_itself(setup)
-            found.append(Case("sandbox", f"{answer} {words}, this machine's libc", libc, start="libc"))
+            name = f"{answer} {words}, this machine's libc"
+            found.append(Case("sandbox", name, libc, start="libc", more=reported))
     return found
 
 

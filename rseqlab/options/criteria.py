@@ -214,7 +214,7 @@ def _ended(row: Mapping) -> Outcome | None:
     if ended == "hung":
         return Outcome(False, CRASH, "the program hangs")
     if ended.startswith("SIG"):
-        cause = row["found"] or said
+        cause = said or row["found"]
         return Outcome(False, CRASH, f"the program dies of {ended}" + (f": {cause}" if cause else ""))
     if ended != "exit 0":
         why = f"the loader refuses: {said}" if said else f"the program ends with {ended}"

@@ -265,7 +265,10 @@ def play(
     environment: Mapping[str, str] | None = None,
     libc: Path | None = None,
 ) -> Scene:
-    """Run a scene's program. Never raises for what it does: a crash, a hang and garbage are its outcome."""
+    """Run a scene's program. Never raises for what it does: a crash, a hang and garbage are its outcome.
+
+    It stays in this process's group, so whatever ends the experiment's child ends it too.
+    """
     folder = stage(libraries) if libraries else executable.parent
     command = [str(executable), *steps]
     variables = dict(os.environ) | (environment or {})
@@ -282,7 +285,6 @@ def play(
         stderr=subprocess.PIPE,
         env=variables,
         cwd=folder,
-        start_new_session=True,
     )
     try:
         told, errors = process.communicate(timeout=RUN_TIMEOUT_S)
@@ -290,11 +292,11 @@ def play(
         ended = signal.Signals(-code).name if code < 0 else f"exit {code}"
     except subprocess.TimeoutExpired:
         ended = "hung"
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         told, errors = process.communicate()
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
     lines = tuple(parse(told.decode(errors="replace")))
     refusals = [line.facts["said"] for line in lines if "said" in line.facts]

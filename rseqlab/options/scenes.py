@@ -255,6 +255,8 @@ def play_one(arguments: Mapping) -> Iterator[dict]:
         LAYOUT[arguments["libc"]],
         LAYOUT[arguments["library"]],
     )
+    if arguments["align"] != AS_ITS_SIZE:
+        provider = replace(provider, align_bytes=int(arguments["align"]))
     model = (f'-DTLS_MODEL="{arguments["tls_model"]}"',)
     library = Consumer("one", layout, arguments["how"], model)
     consumers = (library,)
@@ -265,5 +267,6 @@ def play_one(arguments: Mapping) -> Iterator[dict]:
     yield row(Case("interpose-program" if binding else "two-libraries", "the reader's", setup), None)
 
 
+AS_ITS_SIZE = "as its size"
 BINDINGS = {"nobody else": None, "the program, strongly": "globl", "the program, weakly": "weak"}
 """Who defines the object beside libc, and the binding of that definition."""

@@ -1,15 +1,31 @@
 """The matrix of extension options on a run: for the terminal, as JSON, as HTML."""
 
 import html
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from rseqlab.errors import UsageError
 from rseqlab.options import matrix
 from rseqlab.options.criteria import CRITERIA, CRITERION
-from rseqlab.options.matrix import LEGEND, Cell
+from rseqlab.options.matrix import LEGEND, NOT_MEASURED, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES
-from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun
+from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun, open_run, reference_runs
+
+
+def open_matrix(folder: Path | None = None) -> "Matrix":
+    """The matrix of a run, as open_run finds it; where that was not named and played no scene, of the reference."""
+    found = Matrix(open_run(folder))
+    chosen = folder is not None or os.environ.get("RSEQLAB_RUN")
+    if chosen or found.run.origin == REFERENCE or not found.is_empty:
+        return found
+    reason = next(iter(found.cells.values())).sentence
+    shipped = reference_runs()[-1:]
+    if not shipped:
+        return found
+    note = f"The newest local run has no scene of any option ({reason}): this is the shipped reference run."
+    return Matrix(replace(open_run(shipped[0]), note=note))
 
 
 @dataclass(frozen=True)
@@ -31,10 +47,15 @@ class Matrix:
         return {(cell.option, cell.criterion): cell for cell in matrix.cells(tables, missing)}
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no cell is measured."""
+        return all(cell.outcome == NOT_MEASURED for cell in self.cells.values())
+
+    @property
     def note(self) -> str | None:
         """What a reader must know who has not measured this himself."""
         if self.run.origin == REFERENCE:
-            return (
+            return self.run.note or (
                 "This is the shipped reference run, not this machine. `rseqlab run` measures here; it needs Linux "
                 "and a C compiler."
             )

@@ -15,16 +15,18 @@ TIMEOUT_S = 120
 CHOICES = {
     "option": tuple(scheme.id for scheme in SCHEMES),
     "libc": tuple(layout.name for layout in LAYOUTS),
+    "align": (scenes.AS_ITS_SIZE, *dict.fromkeys(str(layout.align_bytes) for layout in LAYOUTS)),
     "library": tuple(layout.name for layout in LAYOUTS),
     "how": ("linked", "load"),
     "tls_model": ("initial-exec", "global-dynamic"),
     "defines": tuple(scenes.BINDINGS),
     "order": ("library first", "libc first"),
 }
-"""What a reader may choose. A layout is the end of its last field, in its size, which is its alignment too."""
+"""What a reader may choose. A layout is the end of its last field, in its size."""
 LABELS = {
     "option": "option",
     "libc": "libc's layout",
+    "align": "its alignment",
     "library": "library's layout",
     "how": "library is",
     "tls_model": "TLS model",
