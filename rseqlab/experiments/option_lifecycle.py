@@ -16,7 +16,13 @@ SCENES = {
     "unload": "lifecycle",
     "vfork": "vfork",
 }
-UNLOADED = ("initial-exec", "global-dynamic")
+UNLOADED = {
+    "unload, initial-exec": ("initial-exec", "unload"),
+    "unload, initial-exec, the next library holds zeros": ("initial-exec", "unload:0"),
+    "unload, global-dynamic": ("global-dynamic", "unload"),
+}
+"""The library that is opened next, where the registered area lay, holds canaries, or zeros: a kernel that finds
+canaries where the area was takes them for the address of a critical section's descriptor."""
 
 
 def cases(_: str) -> list[Case]:
@@ -29,10 +35,10 @@ def cases(_: str) -> list[Case]:
                 setup = Setup(scheme, newest, (Consumer("one", newest),), scene)
                 found.append(Case(criterion, scene, setup))
                 continue
-            for model in UNLOADED:
+            for name, (model, what) in UNLOADED.items():
                 late = Consumer("one", newest, "load", (f'-DTLS_MODEL="{model}"',))
-                setup = Setup(scheme, newest, (late,), scene, program=newest, everywhere=NO_GROUND)
-                found.append(Case(criterion, f"{scene}, {model}", setup))
+                setup = Setup(scheme, newest, (late,), what, program=newest, everywhere=NO_GROUND)
+                found.append(Case(criterion, name, setup))
     own = SCHEME["offset-size"]
     for scene, criterion in SCENES.items():
         how = "load" if scene == "unload" else "linked"

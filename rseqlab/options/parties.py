@@ -195,8 +195,10 @@ class Setup:
         for name, path in self.late:
             files[name] = path
             steps.append(f"open={name}")
-        if self.scene in LATE_BYTES:
-            files["libfiller.so"] = filler("libfiller.so", LATE_BYTES[self.scene])
+        scene, _, fill = self.scene.partition(":")
+        if scene in LATE_BYTES:
+            flags = (f"-DFILL={fill}",) if fill else ()
+            files["libfiller.so"] = filler("libfiller.so", LATE_BYTES[scene], *flags)
         if self.fill:
             files |= fillers()
         variables = dict(self.environment)
