@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import require_or_skip
 
+from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import compile, probe
 from rseqlab.lab.child import Child
@@ -135,7 +136,10 @@ def test_another_libc_runs_the_same_programs_by_its_own_loader(tmp_path):
         shutil.copy(path, tmp_path / Path(path).name)
     setup = Setup(SCHEME["offset-size"], SLICE, (LIBRARY, Consumer("two", SLICE)))
     assert scenes.row(Case("two-libraries", "test", setup), tmp_path) == played(setup)
-    with pytest.raises(Exception, match=r"holds no dynamic loader"):
+    (tmp_path / "libc.so.6").write_bytes(b"")
+    row = scenes.row(Case("two-libraries", "test", setup), tmp_path)
+    assert row["said"].endswith("libc.so.6: file too short") and not outcome(row).good
+    with pytest.raises(UsageError, match=r"holds no dynamic loader"):
         parties.loader(tmp_path.parent / "nothing")
 
 
