@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from rseqlab.lab.experiment import Task
 from rseqlab.options import scenes
-from rseqlab.options.parties import Consumer, Setup
+from rseqlab.options.parties import NO_GROUND, Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import ORIGINAL, SCHEMES
 
@@ -26,7 +26,7 @@ def cases(_: str) -> list[Case]:
     for name, (inside, scene) in WAYS.items():
         consumers = (inside, Consumer("two", ORIGINAL)) if "beside" in name else (inside,)
         for scheme in SCHEMES:
-            setup = Setup(scheme, ORIGINAL, consumers, scene)
+            setup = Setup(scheme, ORIGINAL, consumers, scene, everywhere=NO_GROUND)
             if scheme.id == "offset-size":
                 setup = scenes.libc_itself(setup)
                 found.append(Case("namespaces", f"{name}, this machine's libc", setup, start="libc"))

@@ -225,12 +225,12 @@ def _ended(row: Mapping) -> Outcome | None:
 def _harm(row: Mapping) -> Outcome | None:
     """The outcome of a scene in which memory or a value is not what somebody takes it for."""
     if row["overwritten_bytes"]:
-        by = "the played kernel" if (row["overwritten_by"], row["kernel"]) == ("kernel", "played") else None
+        who = "the played kernel" if row["kernel"] == "played" else "the kernel"
+        by = who if row["overwritten_by"] == "kernel" else "the library that plays libc"
         return Outcome(
             False,
             SILENT,
-            f"{by or 'the ' + row['overwritten_by']} overwrites {row['overwritten_bytes']} bytes that are not "
-            f"the area's ({row['overwritten_at']})",
+            f"{by} overwrites {row['overwritten_bytes']} bytes that are not the area's ({row['overwritten_at']})",
         )
     if row["wrong"]:
         who = f"{row['wrong']} of {row['parties']} consumers" if row["parties"] > 1 else "the consumer"

@@ -187,6 +187,9 @@ def _tell(found: list[tuple[Mapping, Outcome]], all_: int) -> str:
     by_reason: dict[str, list[str]] = {}
     for row, one in found:
         by_reason.setdefault(one.why, []).append(row["case"])
+    if len(by_reason) == 1 and all(one.good for _, one in found):
+        (why,) = by_reason
+        return f"All {all_} scenes: {why}." if all_ > 1 else f"{why[0].upper()}{why[1:]}."
     parts = [
         f"{len(names)} of {all_} scenes: {why} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
         for why, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))

@@ -74,7 +74,7 @@ SCHEMES = (
         "version-symbol",
         "A new symbol version names the larger object; the old version stays.",
         "usual practice of libc",
-        "glibc manual and Versions files",
+        "glibc: the Versions file of each of its parts, as csu/Versions",
         "real",
         symbol=True,
     ),

@@ -32,6 +32,15 @@ static struct {
 static int parties;
 static cpu_set_t allowed;
 
+#ifdef STATIC
+#define HAS(function) 1
+#else
+#define HAS(function) (&function != NULL)
+/* Weak, because another libc that this program is run by may have neither. */
+extern __typeof__(gnu_get_libc_version) gnu_get_libc_version __attribute__((weak));
+extern __typeof__(dlmopen) dlmopen __attribute__((weak));
+#endif
+
 extern void provider_init(void), provider_resume(void), provider_describe(void), provider_ground(const char *);
 extern int provider_register(void), provider_unregister(void);
 extern void *provider_area(void);
@@ -522,7 +531,7 @@ int main(int count, char **argument)
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	sched_getaffinity(0, sizeof allowed, &allowed);
-	printf("program start libc=%s\n", gnu_get_libc_version());
+	printf("program start libc=%s\n", HAS(gnu_get_libc_version) ? gnu_get_libc_version() : "unknown");
 	for (int place = 1; place < count; place++) {
 		char step[256], *value;
 		void *handle;
@@ -543,6 +552,9 @@ int main(int count, char **argument)
 		else if (!strcmp(step, "open")) {
 			if (!dlopen(value, RTLD_NOW | RTLD_LOCAL))
 				return refused();
+		} else if (!strcmp(step, "isolate") && !HAS(dlmopen)) {
+			printf("program refused said=this libc has no dlmopen\n");
+			return 3;
 		} else {
 			handle = !strcmp(step, "load") ? dlopen(value, RTLD_NOW | RTLD_LOCAL) :
 							 dlmopen(LM_ID_NEWLM, value, RTLD_NOW | RTLD_LOCAL);

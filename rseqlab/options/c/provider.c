@@ -34,7 +34,7 @@ __thread union area __rseq_abi __attribute__((tls_model("initial-exec"))) = { .c
 
 #elif OPTION == PRIVATE
 
-static __thread struct guarded guarded = INITIAL_GUARDED;
+static struct guarded guarded = INITIAL_GUARDED; /* no thread's: it only stands for an area that is never used */
 #define OWN (&guarded.area)
 
 #elif OPTION == OFFSET_SIZE
