@@ -176,6 +176,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --out DIR, or with this machine's newest run.")
     ] = False,
+    libc: Annotated[
+        Path | None,
+        typer.Option(
+            "--libc",
+            metavar="DIR",
+            help="Folder of ld.so and libc.so.6: the option experiments run their programs under this libc.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run experiments into a bundle. A killed run loses nothing that was measured: --resume goes on."""
@@ -187,6 +195,8 @@ def run(
     if profile not in PROFILES:
         raise UsageError(f"No profile is called {profile!r}. The profiles are: {', '.join(PROFILES)}.")
     experiments = select(names or [])
+    if libc is not None:
+        _use_libc(libc, names or [])
     if folder is None:
         folder = runner.go_on(profile, experiments) if resume else runner.new_folder(profile)
     err.print(f"Run: {escape(str(folder))}", highlight=False, soft_wrap=True)
@@ -209,6 +219,20 @@ def run(
             soft_wrap=True,
         )
         raise typer.Exit(1)
+
+
+def _use_libc(folder: Path, names: list[str]) -> None:
+    """Have the option experiments run their programs by this libc's loader. Raises UsageError."""
+    from rseqlab.options import parties, scenes
+
+    others = [name for name in names if not name.startswith("option-")]
+    if others or not names:
+        raise UsageError(
+            f"--libc is for experiments whose programs another libc can run; name some whose name begins with "
+            f"option- (given: {', '.join(others) or 'none'})."
+        )
+    parties.loader(folder.resolve())
+    os.environ[scenes.GIVEN_LIBC] = str(folder.resolve())
 
 
 @app.command()
@@ -327,6 +351,42 @@ def claims(run_folder: Run = None, as_json: Json = False) -> None:
             one.claim.id, one.finding.verdict, escape(one.claim.sentence), escape(one.finding.measured)
         )
     out.print(table)
+
+
+@app.command()
+def options(
+    cell: Annotated[
+        str | None, typer.Argument(metavar="[OPTION/CRITERION]", help="One cell, with the rows behind it.")
+    ] = None,
+    run_folder: Run = None,
+    as_html: Annotated[bool, typer.Option("--html", help="The table as HTML on standard output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
+    from rseqlab.study.matrix import open_matrix
+
+    found = open_matrix(run_folder)
+    if cell is not None:
+        one = found.cell(*(cell.split("/") if cell.count("/") == 1 else (cell, "")))
+    if as_json:
+        _print_json(found.document())
+    elif as_html:
+        print(found._repr_html_())
+    elif cell is not None:
+        from rseqlab.study.options import scenes
+
+        rows = scenes(found.run, one.option, one.criterion)
+        said = f"{one.label}. {one.sentence}"
+        print(f"{one.option}, {one.criterion}: {said}\nexperiment {one.experiment}\n{rows}")
+    else:
+        err.print(escape(repr(found.run)), highlight=False, soft_wrap=True)
+        document = found.document()
+        table = Table("", *(option["id"] for option in document["options"]), padding=(0, 0), pad_edge=False)
+        for label, cells in found.grid():
+            table.add_row(escape(label), *(escape(one.short) for one in cells))
+        out.print(table, escape(document["legend"]))
+    if found.note:
+        err.print(escape(found.note), highlight=False, soft_wrap=True)
 
 
 @bundles.command()

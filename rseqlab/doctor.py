@@ -27,6 +27,7 @@ OPTIONAL_TOOLS = {
     "second compiler": ("clang",),
     "aarch64 cross compiler": ("aarch64-linux-gnu-gcc",),
     "aarch64 user emulator": ("qemu-aarch64", "qemu-aarch64-static"),
+    "static ABI checker": ("abidiff",),
     "browser": ("chromium", "chromium-browser", "google-chrome"),
 }
 """What the optional parts use, and the commands of which one is enough; `make deps` installs them."""

@@ -15,6 +15,7 @@ LAYERS = [
     {"native"},
     {"abi", "host", "layout", "rseq", "percpu"},
     {"lab"},
+    {"options"},
     {"experiments"},
     {"doctor", "progress"},
     {"study"},

@@ -227,6 +227,7 @@ OPTIONAL = (
         ("qemu-user-static", "qemu-user"),
         cross=True,
     ),
+    Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)

@@ -20,8 +20,6 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 
-import jsonschema
-
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Column, Experiment
 
@@ -43,6 +41,8 @@ def schema(name: str) -> dict:
 
 def validate(document: object, name: str, where: str) -> None:
     """Raise BundleError, naming the place in the document, unless it fits its schema."""
+    import jsonschema  # here: it takes longer to load than most experiments take, and no child validates
+
     try:
         jsonschema.validate(document, schema(name))
     except jsonschema.ValidationError as error:

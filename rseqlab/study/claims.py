@@ -12,6 +12,9 @@ from rseqlab.errors import UsageError
 from rseqlab.lab import stats
 from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
+from rseqlab.options.criteria import CRITERION, outcome
+from rseqlab.options.matrix import Cell
+from rseqlab.study.matrix import Matrix
 from rseqlab.study.run import NotMeasured, StudyRun
 
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
@@ -534,6 +537,74 @@ def fewer_slots(run, claim):
         HOLDS if dense < sparse else FAILS,
         f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",
     )
+
+
+# ---- the matrix of options ----
+
+
+def _cells(run: StudyRun, option: str, criteria: str) -> list[Cell]:
+    """The named cells. Raises NotMeasured where one of them is not measured."""
+    found = [Matrix(run).cell(option, criterion) for criterion in criteria.split("/")]
+    for cell in found:
+        if cell.outcome == "not measured":
+            raise NotMeasured(cell.sentence)
+    return found
+
+
+def _told(cells: list[Cell]) -> str:
+    return " ".join(
+        f"{cell.option}, {CRITERION[cell.criterion].label}: {cell.label}. {cell.sentence}" for cell in cells
+    )
+
+
+@_rule
+def option_works(run, claim, option, criteria):
+    """Every scene of these criteria ends well for the option."""
+    cells = _cells(run, option, criteria)
+    good = all(cell.outcome == "works" for cell in cells)
+    return Finding(HOLDS if good else FAILS, _told(cells))
+
+
+@_rule
+def option_breaks(run, claim, option, criteria):
+    """At least one scene of each of these criteria ends badly for the option."""
+    cells = _cells(run, option, criteria)
+    bad = all(cell.outcome == "breaks" for cell in cells)
+    return Finding(HOLDS if bad else FAILS, _told(cells))
+
+
+@_rule
+def scenes_end(run, claim, option, case, ended):
+    """Every scene of the option whose name has these words ended so."""
+    table = run.table(claim.experiment)
+    tried = table[(table["option"] == option) & table["case"].str.contains(case, regex=False)]
+    said = "; ".join(tried["said"].dropna().unique())
+    good = int((tried["ended"] == ended).sum())
+    return _share(good, len(tried), f"such scenes ended with {ended}" + (f", saying: {said}" if said else ""))
+
+
+@_rule
+def scenes_work(run, claim, option, case):
+    """Every scene of the option whose name has these words ended well."""
+    run.table(claim.experiment)
+    rows = [
+        row for row in run.bundle.tables[claim.experiment] if row["option"] == option and case in row["case"]
+    ]
+    judged = [outcome(row) for row in rows]
+    whys = "; ".join(dict.fromkeys(one.why for one in judged))
+    return _share(sum(one.good is True for one in judged), len(judged), f"such scenes end well: {whys}")
+
+
+@_rule
+def loader_warns(run, claim, case):
+    """The loader said something as a program met the grown object; of an ordinary object it does."""
+    table = run.table(claim.experiment)
+    rows = table[table["criterion"] == "loader-words"].set_index("case")
+    told = rows["said"].fillna("nothing").to_dict()
+    if case not in told:
+        raise NotMeasured(f"{claim.experiment} has no row for the {case}")
+    words = "; ".join(f"of the {name}: {said}" for name, said in told.items())
+    return Finding(HOLDS if told[case] != "nothing" else FAILS, f"The loader says {words}.")
 
 
 def _ranges(numbers: Iterable[float]) -> str:

@@ -39,6 +39,7 @@ def execute(
                 "IPYTHONDIR": scratch,
                 "RSEQLAB_RUN": str(run_folder),
                 "RSEQLAB_RUNS": str(runs_folder().resolve()),
+                "RSEQLAB_PAGE": "1",  # for a page: controls that nobody could move stay out
                 "PYDEVD_DISABLE_FILE_VALIDATION": "1",
             }
             arguments = {"path": str(path.resolve()), "scratch": scratch}

@@ -1,0 +1,128 @@
+"""The matrix of extension options on a run: for the terminal, as JSON, as HTML."""
+
+import html
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from rseqlab.errors import UsageError
+from rseqlab.options import matrix
+from rseqlab.options.criteria import CRITERIA, CRITERION
+from rseqlab.options.matrix import LEGEND, NOT_MEASURED, Cell
+from rseqlab.options.schemes import SCHEME, SCHEMES
+from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun, open_run, reference_runs
+
+
+def open_matrix(folder: Path | None = None) -> "Matrix":
+    """The matrix of a run, as open_run finds it; where that was not named and played no scene, of the reference."""
+    found = Matrix(open_run(folder))
+    chosen = folder is not None or os.environ.get("RSEQLAB_RUN")
+    if chosen or found.run.origin == REFERENCE or not found.is_empty:
+        return found
+    reason = next(iter(found.cells.values())).sentence
+    shipped = reference_runs()[-1:]
+    if not shipped:
+        return found
+    note = f"The newest local run has no scene of any option ({reason}): this is the shipped reference run."
+    return Matrix(replace(open_run(shipped[0]), note=note))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Option x criterion on one run. In Jupyter it is an HTML table, each cell's sentence its tooltip."""
+
+    run: StudyRun
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], Cell]:
+        """By (option, criterion)."""
+        tables, missing = {}, {}
+        for name in {criterion.experiment for criterion in CRITERIA}:
+            try:
+                self.run.table(name)
+                tables[name] = self.run.bundle.tables[name]
+            except NotMeasured as reason:
+                missing[name] = reason.args[0]
+        return {(cell.option, cell.criterion): cell for cell in matrix.cells(tables, missing)}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no cell is measured."""
+        return all(cell.outcome == NOT_MEASURED for cell in self.cells.values())
+
+    @property
+    def note(self) -> str | None:
+        """What a reader must know who has not measured this himself."""
+        if self.run.origin == REFERENCE:
+            return self.run.note or (
+                "This is the shipped reference run, not this machine. `rseqlab run` measures here; it needs Linux "
+                "and a C compiler."
+            )
+        return None
+
+    def cell(self, option: str, criterion: str) -> Cell:
+        """One cell. Raises UsageError that lists the valid names."""
+        if option not in SCHEME or criterion not in CRITERION:
+            raise UsageError(
+                f"There is no cell {option}/{criterion}. The options are: {', '.join(SCHEME)}. "
+                f"The criteria are: {', '.join(CRITERION)}."
+            )
+        return self.cells[option, criterion]
+
+    def of(self, option: str) -> list[Cell]:
+        """One option's cells, in the criteria's order."""
+        return [self.cell(option, criterion.id) for criterion in CRITERIA]
+
+    def grid(self) -> list[tuple[str, list[Cell]]]:
+        """(criterion's label, its cells in the options' order), by row."""
+        return [
+            (criterion.label, [self.cells[scheme.id, criterion.id] for scheme in SCHEMES])
+            for criterion in CRITERIA
+        ]
+
+    def document(self) -> dict:
+        """The matrix as JSON."""
+        return {
+            "schema": "rseqlab/options",
+            "version": 1,
+            "run_id": self.run.id,
+            "origin": self.run.origin,
+            "digest": self.run.bundle.digest,
+            "legend": LEGEND,
+            "options": [
+                {"id": one.id, "idea": one.idea, "who": one.who, "source": one.source} for one in SCHEMES
+            ],
+            "criteria": [
+                {"id": one.id, "label": one.label, "question": one.question, "experiment": one.experiment}
+                for one in CRITERIA
+            ],
+            "cells": [cell.document() for cell in self.cells.values()],
+        }
+
+    def __repr__(self) -> str:
+        rows = [["", *(scheme.id for scheme in SCHEMES)]]
+        rows += [[label, *(cell.short for cell in cells)] for label, cells in self.grid()]
+        widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([*lines, "", LEGEND])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(scheme.id)}</th>" for scheme in SCHEMES)
+        body = "".join(
+            f"<tr><th>{html.escape(label)}</th>"
+            + "".join(
+                f"<td class='rl-cell rl-{cell.outcome.replace(' ', '-')}' "
+                f"title='{html.escape(cell.sentence, quote=True)}'>{html.escape(cell.short)}</td>"
+                for cell in cells
+            )
+            + "</tr>"
+            for label, cells in self.grid()
+        )
+        return (
+            f"<table class='rl-table rl-matrix'><caption>{html.escape(LEGEND)}</caption>"
+            f"<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )
