@@ -127,3 +127,10 @@ def active_size_of_registration(length_bytes: int, auxv_feature_bytes: int) -> A
         f"registered {length_bytes}, kernel knows {kernel_bytes}: {active} bytes are live"
         + ("; slice_ctrl needs a registration above 32" if kernel_bytes > active else ""),
     )
+
+
+def layout(option: str | None = None, feature_bytes: int | None = None, release: str | None = None):
+    """The struct byte by byte, by extension option or by kernel release: see :mod:`rseqlab.layout`."""
+    from rseqlab.layout import layout as lay  # not above: it is made of the fields here
+
+    return lay(option, feature_bytes, release)

@@ -278,7 +278,10 @@ def bench(
         columns = ("operation", "whose", "before ns", "now ns", "ratio", "95 %", "verdict")
         table = Table(*columns, box=None, header_style="bold")
         for row in document["comparison"]["rows"]:
-            name, whose = escape(", ".join(row["variant"].values())), "a control" if row["control"] else "ours"
+            name, whose = (
+                escape(", ".join(row["variant"].values())),
+                "a control" if row["control"] else "ours",
+            )
             numbers = (f"{row[name]:.3f}" for name in ("before_ns", "now_ns", "ratio"))
             table.add_row(name, whose, *numbers, f"{row['low']:.3f} to {row['high']:.3f}", row["verdict"])
         Console(width=max(out.width, 116)).print(table)  # a cut name would not say which operation it is

@@ -155,7 +155,9 @@ class PerCpu:
             f"<tr><th scope='row'>{name}</th><td>{html.escape(str(value))}</td></tr>"
             for name, value in self._facts().items()
         )
-        return f"<table class='rl-table'><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
+        return (
+            f"<table class='rl-table'><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
+        )
 
 
 class Counter(PerCpu):

@@ -1,6 +1,6 @@
 """What tests/test_percpu.py does to the structures: run in a child with a stated environment.
 
-    python percpu_check.py self|libc cpu_id|mm_cid [fence-denied]
+python percpu_check.py self|libc cpu_id|mm_cid [fence-denied]
 """
 
 import contextlib
@@ -37,7 +37,10 @@ def counter():
     with percpu.Counter(BY) as counter:
         in_threads(4, lambda _: [counter.add(2) for _ in range(2000)])
         assert counter.value == 4 * 2 * 2000 == sum(counter.values())
-        assert counter.bytes_per_index >= 128 and counter.mapped_bytes >= counter.bytes_per_index * counter.indices
+        assert (
+            counter.bytes_per_index >= 128
+            and counter.mapped_bytes >= counter.bytes_per_index * counter.indices
+        )
         assert f"value={counter.value}" in repr(counter) and str(counter.value) in counter._repr_html_()
     with area(), percpu.Counter("node_id") as nodes:
         nodes.add(5)
@@ -135,27 +138,28 @@ def byte_ring():
         written = 0
         while ring.write(b"0123456789"):
             written += 1
-        assert written >= 3 and [ring.read() for _ in range(written + 1)] == [b"0123456789"] * written + [None]
+        assert written >= 3 and [ring.read() for _ in range(written + 1)] == [b"0123456789"] * written + [
+            None
+        ]
         must_refuse(lambda: ring.write(bytes(ring.largest_record_bytes + 1)))
     for wrong in (32, 100):
         must_refuse(lambda wrong=wrong: percpu.ByteRing(wrong, BY))
 
 
 def pool():
-    with percpu.Pool(64, 100, BY) as pool:
-        with area():
-            blocks = [pool.alloc() for _ in range(100)]
-            assert pool.alloc() is None and len({block.address for block in blocks}) == 100
-            for number, block in enumerate(blocks):
-                block.memory[:] = bytes([number]) * 64
-            assert all(block.memory[:] == bytes([number]) * 64 for number, block in enumerate(blocks))
-            with pinned(host.allowed_cpus()[0]):
-                for block in blocks:
-                    pool.free(block)
-            must_refuse(lambda: pool.free(blocks[0]))
-            must_refuse(lambda: blocks[0].memory)
-            with pinned(host.allowed_cpus()[-1]):  # what another CPU has is taken over
-                assert len({pool.alloc().address for _ in range(100)}) == 100
+    with percpu.Pool(64, 100, BY) as pool, area():
+        blocks = [pool.alloc() for _ in range(100)]
+        assert pool.alloc() is None and len({block.address for block in blocks}) == 100
+        for number, block in enumerate(blocks):
+            block.memory[:] = bytes([number]) * 64
+        assert all(block.memory[:] == bytes([number]) * 64 for number, block in enumerate(blocks))
+        with pinned(host.allowed_cpus()[0]):
+            for block in blocks:
+                pool.free(block)
+        must_refuse(lambda: pool.free(blocks[0]))
+        must_refuse(lambda: blocks[0].memory)
+        with pinned(host.allowed_cpus()[-1]):  # what another CPU has is taken over
+            assert len({pool.alloc().address for _ in range(100)}) == 100
     must_refuse(lambda: percpu.Pool(12, 1, BY))
     must_refuse(lambda: percpu.Pool(64, 0, BY))
 
@@ -257,7 +261,19 @@ if __name__ == "__main__":
     for check in (
         (no_fence,)
         if denied
-        else (counter, lock, lists, taking_over, ring, byte_ring, pool, no_leak, misuse, unregistered, affinity)
+        else (
+            counter,
+            lock,
+            lists,
+            taking_over,
+            ring,
+            byte_ring,
+            pool,
+            no_leak,
+            misuse,
+            unregistered,
+            affinity,
+        )
     ):
         check()
         print(check.__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import require_or_skip
 
-from rseqlab import native
+from rseqlab import host, native
 from rseqlab.lab import probe
 
 NATIVE = Path(native.__file__).parent
@@ -74,7 +74,8 @@ def test_every_invariant_holds_under_at_least_ten_thousand_aborts(program, by):
             assert counted("records", result) > 10_000, "the byte ring was hardly used"
             assert counted("takeovers", result) > 50 and counted("strays", result) > 50
         if sum(causes.values()) >= 10_000:
-            assert all(causes.values()), f"no abort of some cause: {causes}"
+            if len(host.allowed_cpus()) > 1:
+                assert all(causes.values()), f"no abort of some cause: {causes}"
             return
     pytest.fail(f"only {causes} aborts: the attack does not attack here")
 

@@ -87,7 +87,9 @@ def test_only_variants_that_both_have_are_compared():
 
 
 def test_what_is_not_this_projects_code_is_a_control():
-    variants = document(**{"counter/rseq": 2.0, "section/addv": 2.0, "list/cas": 2.0, "list/rseq-mm_cid": 2.0})["variants"]
+    variants = document(
+        **{"counter/rseq": 2.0, "section/addv": 2.0, "list/cas": 2.0, "list/rseq-mm_cid": 2.0}
+    )["variants"]
     assert [row["variant"]["technique"] for row in variants if row["control"]] == ["list/cas"]
 
 

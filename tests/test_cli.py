@@ -108,7 +108,9 @@ def test_where_rseq_is_denied_the_doctor_says_so(error):
     assert result.returncode == 0
     assert found["rseq"]["owner"] == "none" and not found["rseq"]["registration_works"]
     assert errno.errorcode[error] in found["rseq"]["refusal"]
-    assert all(not one["can_run"] and one["reasons"] for one in found["experiments"] if one["name"] in NEED_RSEQ)
+    assert all(
+        not one["can_run"] and one["reasons"] for one in found["experiments"] if one["name"] in NEED_RSEQ
+    )
     assert "cannot run" in lab("doctor", denied=error).stdout
 
 

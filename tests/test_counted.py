@@ -17,9 +17,7 @@ def rows(request):
     refusal = percpu_instructions.refusal(request.param)
     require_or_skip(refusal is None, f"counting for {request.param}", str(refusal))
     found = percpu_instructions.EXPERIMENT.measure(Task({"arch": request.param, "peers": False}, frozenset()))
-    return {
-        (row["operation"], row["by"], row["bytes_copied"]): row for row in found if row["who"] == "ours"
-    }
+    return {(row["operation"], row["by"], row["bytes_copied"]): row for row in found if row["who"] == "ours"}
 
 
 def own(row) -> float:
@@ -64,7 +62,9 @@ def test_counts_are_whole_and_more_than_the_loop(rows):
 def test_the_code_of_a_turn_has_as_many_instructions_as_were_counted(rows):
     for row in rows.values():
         instructions = row["code"].split("; ")
-        times = [float(match[1]) if (match := re.search(r"\(x([\d.]+)\)$", one)) else 1 for one in instructions]
+        times = [
+            float(match[1]) if (match := re.search(r"\(x([\d.]+)\)$", one)) else 1 for one in instructions
+        ]
         assert sum(times) == row["instructions_per_operation"], row["code"]
 
 
@@ -82,13 +82,19 @@ def test_addv_is_the_instructions_of_its_source(rows):
         assert mnemonics["lea"] >= 1 and "lock" not in row["code"] and own(row) <= 9
     else:
         assert "lsl #9" in row["code"], "the way to the index's data"
-        assert mnemonics["adrp"] == 1 and not re.search(r"\b(ldxr|stxr|ldadd)", row["code"]) and own(row) <= 12
+        assert (
+            mnemonics["adrp"] == 1 and not re.search(r"\b(ldxr|stxr|ldadd)", row["code"]) and own(row) <= 12
+        )
 
 
 def test_no_operation_has_an_atomic_or_a_call_and_what_it_replaces_has(rows):
-    atomic = re.compile(r"\b(lock|xchg|ldaxr|ldxr|stxr|stlxr|cas\w*|ldadd\w*|swp\w*|call|bl|blr|svc|syscall)\b")
+    atomic = re.compile(
+        r"\b(lock|xchg|ldaxr|ldxr|stxr|stlxr|cas\w*|ldadd\w*|swp\w*|call|bl|blr|svc|syscall)\b"
+    )
     for (operation, by, _), row in rows.items():
-        assert bool(atomic.search(row["code"])) == (by == "none" and operation.startswith(("atomic", "cas"))), row["code"]
+        assert bool(atomic.search(row["code"])) == (
+            by == "none" and operation.startswith(("atomic", "cas"))
+        ), row["code"]
 
 
 def test_a_repeated_string_instruction_is_counted_once(rows):

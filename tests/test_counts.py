@@ -56,13 +56,25 @@ def test_both_architectures_stand_side_by_side_without_their_loop():
         require_or_skip(refusal is None, f"counting for {arch}", str(refusal))
         rows += percpu_instructions.EXPERIMENT.measure(Task({"arch": arch, "peers": False}, frozenset()))
     frame = counts.instructions(Rows(percpu_instructions=rows)).frame
-    assert list(frame.columns[:5]) == ["operation", "bytes_copied", "whose", "x86_64_instructions", "x86_64_with_loop"]
+    assert list(frame.columns[:5]) == [
+        "operation",
+        "bytes_copied",
+        "whose",
+        "x86_64_instructions",
+        "x86_64_with_loop",
+    ]
     line = frame[frame["operation"] == "thread_local_add"].iloc[0]
     assert (line["x86_64_instructions"], line["whose"]) == ("1", "no section")
-    row = next(row for row in rows if row["arch"] == "aarch64" and row["operation"] == "addv" and row["who"] == "ours")
+    row = next(
+        row
+        for row in rows
+        if row["arch"] == "aarch64" and row["operation"] == "addv" and row["who"] == "ours"
+    )
     shown = frame[(frame["operation"] == "addv") & (frame["whose"] == counts.OFFSET["ours"])].iloc[0]
     assert float(shown["aarch64_with_loop"]) == row["instructions_per_operation"]
-    assert float(shown["aarch64_with_loop"]) - float(shown["aarch64_instructions"]) == row["loop_instructions"]
+    assert (
+        float(shown["aarch64_with_loop"]) - float(shown["aarch64_instructions"]) == row["loop_instructions"]
+    )
 
 
 @pytest.mark.parametrize("show", [counts.instructions, counts.peers])

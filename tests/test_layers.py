@@ -22,8 +22,15 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-SIBLINGS = {("host", "abi"), ("layout", "abi"), ("rseq", "abi"), ("percpu", "host"), ("percpu", "rseq")}
-"""Within a level only these: abi is the dictionary of its own level, and structures run in an area."""
+SIBLINGS = {
+    ("host", "abi"),
+    ("layout", "abi"),
+    ("abi", "layout"),
+    ("rseq", "abi"),
+    ("percpu", "host"),
+    ("percpu", "rseq"),
+}
+"""Within a level only these: abi is the dictionary of its own level (and hands out layouts), structures run in an area."""
 
 
 def room(module: str) -> str:

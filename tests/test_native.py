@@ -260,7 +260,13 @@ def test_a_job_that_cannot_be_done_is_refused_not_hung():
     )
     outcome = ffi.new("struct rl_ops_outcome *")
     assert lib.rl_ops_run(job, outcome) == -22
-    for wrong in ({"threads": 0}, {"iterations": 7}, {"technique": 1000}, {"technique": -1}, {"storm_hz": 10}):
+    for wrong in (
+        {"threads": 0},
+        {"iterations": 7},
+        {"technique": 1000},
+        {"technique": -1},
+        {"storm_hz": 10},
+    ):
         cpus[0] = cpus[1] = -1
         right = {"technique": 0, "threads": 2, "iterations": 8, "cpus": cpus, "indices": 2}
         assert lib.rl_ops_run(ffi.new("struct rl_ops_job *", right | wrong), outcome) == -22, wrong

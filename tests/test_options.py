@@ -103,13 +103,16 @@ def test_words_of_the_loader_are_kept_without_this_machines_folders():
         ("*(volatile int *)0 = 1;", "SIGSEGV"),
         ("for (;;) ;", "hung"),
         ('write(1, "\\xff\\xfe who what\\n a b=c d\\n", 21);', "exit 0"),
+        ("usleep(200000); for (;;) if (!memset(sbrk(1 << 20), 1, 1 << 20)) break;", "SIGSEGV"),
+        ("usleep(200000); for (;;) write(1, here, 65536);", "SIGXFSZ"),
     ],
-    ids=["crash", "hang", "garbage"],
+    ids=["crash", "hang", "garbage", "memory", "output"],
 )
 def test_what_a_program_does_is_an_outcome_not_a_failure(tmp_path, monkeypatch, code, ended):
-    monkeypatch.setattr(parties, "RUN_TIMEOUT_S", 1)
+    monkeypatch.setattr(parties, "RUN_TIMEOUT_S", 1 if ended == "hung" else 20)
     source = tmp_path / "bad.c"
-    source.write_text("#include <unistd.h>\nint main(void) { " + code + " return 0; }\n")
+    head = "#define _GNU_SOURCE\n#include <string.h>\n#include <unistd.h>\nstatic char here[65536];\n"
+    source.write_text(head + "int main(void) { (void)here; " + code + " return 0; }\n")
     bad = parties.made(compile.Target("bad", (source,)))
     scene = parties.play(bad, (), {})
     assert scene.ended == ended

@@ -33,7 +33,9 @@ def alone(monkeypatch):
         ("rseq.h", OLD, '"rseq.h"', False),
     ],
 )
-def test_every_published_shape_is_found_and_no_path_is_in_its_title(place, text, include, names_2024, alone, tmp_path):
+def test_every_published_shape_is_found_and_no_path_is_in_its_title(
+    place, text, include, names_2024, alone, tmp_path
+):
     header = tmp_path / place
     header.parent.mkdir(parents=True, exist_ok=True)
     header.write_text(text)

@@ -45,7 +45,9 @@ def quick(tmp_path_factory):
 
 def test_a_run_is_a_sound_bundle_with_every_row_that_was_planned(quick):
     folder, document = quick
-    assert {name: record["status"] for name, record in document["experiments"].items()} == dict.fromkeys(RUN, "pass")
+    assert {name: record["status"] for name, record in document["experiments"].items()} == dict.fromkeys(
+        RUN, "pass"
+    )
     found = Bundle(folder, catalogue())
     for name in RUN:
         planned = sum(part.rows for part in catalogue()[name].plan("quick") if not part.skip)

@@ -57,7 +57,11 @@ def measure(task: Task) -> Iterator[dict]:
             signals, aborts = ffi.new("uint64_t *"), ffi.new("uint64_t *")
             elapsed_ns = lib.rl_event_loop(getattr(lib, loop), iterations, area.offset_bytes, signals, aborts)
             # Whoever is preempted in a section aborts too, so there may be some more aborts, never fewer.
-            if elapsed_ns < 0 or signals[0] != signals_each * iterations or aborts[0] < aborts_each * iterations:
+            if (
+                elapsed_ns < 0
+                or signals[0] != signals_each * iterations
+                or aborts[0] < aborts_each * iterations
+            ):
                 raise Failed(
                     f"{event}: {iterations} times gave {signals[0]} signals and {aborts[0]} aborts; "
                     f"the loop answered {elapsed_ns}"

@@ -4,6 +4,7 @@ Two threads on two CPUs, each counting in its CPU's slot and nowhere else. Only 
 slots differs.
 """
 
+import itertools
 from collections.abc import Iterator
 
 from rseqlab import host
@@ -32,7 +33,11 @@ PROFILE = {
 
 
 def _one_cpu() -> str | None:
-    return None if len(host.allowed_cpus()) > 1 else "two CPUs are needed to share a line; this process may use one"
+    return (
+        None
+        if len(host.allowed_cpus()) > 1
+        else "two CPUs are needed to share a line; this process may use one"
+    )
 
 
 def plan(profile: str) -> list[Part]:
@@ -55,7 +60,7 @@ def measure(task: Task) -> Iterator[dict]:
     """Rows of one process: neighbouring CPUs where there are some, so that close slots share a line."""
     size = task.arguments
     allowed = host.allowed_cpus()
-    pair = next(([a, b] for a, b in zip(allowed, allowed[1:], strict=False) if b == a + 1), allowed[:2])
+    pair = next(([a, b] for a, b in itertools.pairwise(allowed) if b == a + 1), allowed[:2])
 
     def batch(distance: str, technique: str, iterations: int) -> dict:
         row = ops.run_job(technique, 2, iterations, pair, stride_bytes=STRIDES[distance])

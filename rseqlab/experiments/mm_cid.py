@@ -85,7 +85,8 @@ def measure(task: Task) -> Iterator[dict]:
         for condition in conditions():
             os.sched_setaffinity(0, set(allowed[-condition[0] :]))
             variants = [
-                Variant((way, *map(str, condition)), lambda n, w=way, c=condition: batch(w, *c, n)) for way in WAYS
+                Variant((way, *map(str, condition)), lambda n, w=way, c=condition: batch(w, *c, n))
+                for way in WAYS
             ]
             yield from interleaved(variants, size["rounds"], size["batch_ns"], size["seed"], task.pending)
     finally:
@@ -107,7 +108,9 @@ EXPERIMENT = Experiment(
         Column("position", "int", "place within the round's random order"),
         *ops.COLUMNS,
         Column("slots_used", "int", "indices that were used"),
-        Column("resident_bytes", "int", "memory of the data, one page for each index that was used, mincore(2)"),
+        Column(
+            "resident_bytes", "int", "memory of the data, one page for each index that was used, mincore(2)"
+        ),
     ),
     key=("round", "way", "cpus", "threads", "moves"),
     needs=(LINUX, NATIVE, REGISTRATION, Need("mm_cid", _no_mm_cid)),

@@ -76,9 +76,7 @@ def measure(task: Task) -> Iterator[dict]:
             Variant((technique, str(threads)), lambda n, t=technique, k=threads: batch(t, k, n))
             for technique in TECHNIQUES
         ]
-        factor = (
-            1 if threads == 1 else THREADS_BATCH_FACTOR if threads <= crowd else CROWD_BATCH_FACTOR
-        )
+        factor = 1 if threads == 1 else THREADS_BATCH_FACTOR if threads <= crowd else CROWD_BATCH_FACTOR
         batch_ns = size["batch_ns"] * factor
         yield from interleaved(variants, size["rounds"], batch_ns, size["seed"], task.pending)
 

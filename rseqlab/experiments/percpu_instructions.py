@@ -125,9 +125,18 @@ EXPERIMENT = Experiment(
     columns=(
         Column("arch", "text", "the architecture of the counted program", choices=counted.ARCHITECTURES),
         Column("who", "text", "whose section, and where the area's offset comes from", choices=WHO),
-        Column("operation", "text", "a section, a structure, what a program would use instead, or the loop alone"),
-        Column("by", "text", "the field of the area that data is indexed by", choices=("cpu_id", "mm_cid", "none")),
-        Column("bytes_copied", "int", "by the operation; none where it copies nothing", nullable=True, minimum=1),
+        Column(
+            "operation", "text", "a section, a structure, what a program would use instead, or the loop alone"
+        ),
+        Column(
+            "by",
+            "text",
+            "the field of the area that data is indexed by",
+            choices=("cpu_id", "mm_cid", "none"),
+        ),
+        Column(
+            "bytes_copied", "int", "by the operation; none where it copies nothing", nullable=True, minimum=1
+        ),
         Column("instructions_per_operation", "float", "executed in one turn, the loop included", minimum=1),
         Column("loop_instructions", "float", "of a turn of the same loop without the operation", minimum=1),
         Column("repeats", "int", "times that it was counted, each with the same result", minimum=2),

@@ -6,7 +6,6 @@ checked: the operations that are found in the data must equal the operations tha
 
 from collections.abc import Iterator
 
-from rseqlab import host
 from rseqlab.lab import ops
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal, thread_that_libc_may_own
@@ -72,7 +71,9 @@ FIELDS = {"mm_cid": 28, "node_id": 24}
 def jobs(size: dict) -> list[tuple[str, int, int]]:
     """(technique, threads, batch_ns) of everything that one process measures."""
     counts = ops.thread_counts(2, 8)
-    longer = dict(zip(counts, size["longer"][-len(counts) :] if len(counts) > 3 else size["longer"], strict=False))
+    longer = dict(
+        zip(counts, size["longer"][-len(counts) :] if len(counts) > 3 else size["longer"], strict=False)
+    )
     return [
         (technique, threads, size["batch_ns"] * longer[threads])
         for threads in counts

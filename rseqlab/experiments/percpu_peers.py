@@ -144,8 +144,12 @@ EXPERIMENT = Experiment(
     columns=(
         Column("round", "int", "every variant is timed once a round"),
         Column("who", "text", "whose section, and where the area's offset comes from", choices=WHO),
-        Column("operation", "text", "the section", choices=tuple(dict.fromkeys(name for name, _ in OPERATIONS))),
-        Column("bytes_copied", "int", "by the section; none where it copies nothing", nullable=True, minimum=1),
+        Column(
+            "operation", "text", "the section", choices=tuple(dict.fromkeys(name for name, _ in OPERATIONS))
+        ),
+        Column(
+            "bytes_copied", "int", "by the section; none where it copies nothing", nullable=True, minimum=1
+        ),
         Column("cpu", "int", "the CPU that the process was pinned to"),
         Column("position", "int", "place within the round's random order"),
         Column("iterations", "int", "operations in the batch", minimum=1),

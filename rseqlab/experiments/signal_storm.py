@@ -46,11 +46,20 @@ def measure(task: Task) -> Iterator[dict]:
         for name in (ops.SLOTS, ops.RESIDENT):
             row.pop(name)
         load = f"{technique}, {threads}"
-        return {"storm": storm, "technique": technique, "threads": threads, "load": load, "start": size["start"], **row}
+        return {
+            "storm": storm,
+            "technique": technique,
+            "threads": threads,
+            "load": load,
+            "start": size["start"],
+            **row,
+        }
 
     for threads in ops.thread_counts():
         variants = [
-            Variant((storm, technique, str(threads)), lambda n, s=storm, t=technique, k=threads: batch(s, t, k, n))
+            Variant(
+                (storm, technique, str(threads)), lambda n, s=storm, t=technique, k=threads: batch(s, t, k, n)
+            )
             for storm in STORMS
             for technique in TECHNIQUES
         ]

@@ -78,7 +78,9 @@ def _run(way: str, owner: str, takeovers: int, allowed: list[int]) -> dict:
     outcome = ffi.new("struct rl_takeover_outcome *")
     answer = lib.rl_takeover_run(ffi.new("struct rl_takeover_job *", job), outcome)
     if answer or outcome.lost:
-        raise Failed(f"{way}, owner {owner}: {outcome.lost} nodes were not in one place; the run answered {answer}")
+        raise Failed(
+            f"{way}, owner {owner}: {outcome.lost} nodes were not in one place; the run answered {answer}"
+        )
     aborts = outcome.aborts
     return {
         "takeovers": takeovers,
@@ -115,8 +117,20 @@ EXPERIMENT = Experiment(
         Column("lost_nodes", "int", "not in one place afterwards; must be 0", nullable=True),
         Column("owner_pairs", "int", "nodes that the owner took off and put back", nullable=True),
         Column("owner_aborts", "int", "of the owner's sections", nullable=True),
-        Column("ns_per_takeover", "float", "elapsed, one reading of the clock included", nullable=True, minimum=1e-6),
-        Column("owner_cpu_ns_per_pair", "float", "CPU time of the owner; null where it slept", nullable=True, minimum=1e-6),
+        Column(
+            "ns_per_takeover",
+            "float",
+            "elapsed, one reading of the clock included",
+            nullable=True,
+            minimum=1e-6,
+        ),
+        Column(
+            "owner_cpu_ns_per_pair",
+            "float",
+            "CPU time of the owner; null where it slept",
+            nullable=True,
+            minimum=1e-6,
+        ),
         Column("reason", "text", "why it was not measured", nullable=True),
     ),
     key=("round", "way", "owner"),

@@ -104,10 +104,14 @@ def build(target: Target) -> Path:
                 env=os.environ | {"LC_ALL": "C.UTF-8"},
             )
         except subprocess.TimeoutExpired:
-            raise CompileError(f"{target.name}: the compiler still ran after {TIMEOUT_S} s", command) from None
+            raise CompileError(
+                f"{target.name}: the compiler still ran after {TIMEOUT_S} s", command
+            ) from None
         if result.returncode:
             raise CompileError(
-                f"{target.name}: {target.compiler} refused: {result.stderr.strip()[:500]}", command, result.stderr
+                f"{target.name}: {target.compiler} refused: {result.stderr.strip()[:500]}",
+                command,
+                result.stderr,
             )
         os.replace(made, output)
     return output

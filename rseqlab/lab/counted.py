@@ -26,7 +26,16 @@ FEW, MANY = 3, 11
 TIMEOUT_S = 60
 NATIVE = Path(native.__file__).parent
 
-FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-unroll-loops", "-static", "-no-pie")
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-fno-strict-aliasing",
+    "-fno-unroll-loops",
+    "-static",
+    "-no-pie",
+)
 FLAGS_OF_ARCH = {"x86_64": (), "aarch64": ("-mno-outline-atomics",)}
 """Without outlining, an atomic of aarch64 is counted where it stands instead of in a function of the compiler's."""
 
@@ -87,7 +96,9 @@ def missing(arch: str) -> str | None:
 
 @cache
 def emulator_version(arch: str) -> str:
-    said = subprocess.run([emulator(arch), "--version"], capture_output=True, text=True, timeout=TIMEOUT_S).stdout
+    said = subprocess.run(
+        [emulator(arch), "--version"], capture_output=True, text=True, timeout=TIMEOUT_S
+    ).stdout
     return said.partition("\n")[0]
 
 
@@ -104,7 +115,9 @@ def _one_instruction_a_block(arch: str) -> str:
     )
 
 
-def build(arch: str, name: str, sources: Sequence[Path], flags: Sequence[str] = (), depends: Iterable[Path] = ()) -> Path:
+def build(
+    arch: str, name: str, sources: Sequence[Path], flags: Sequence[str] = (), depends: Iterable[Path] = ()
+) -> Path:
     """A static program at fixed addresses. Raises CompileError."""
     headers = tuple(sorted(NATIVE.rglob("*.h")))
     return compile.build(
@@ -123,7 +136,9 @@ def _run(arch: str, program: Path, options: Sequence[str], arguments: Sequence[s
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        raise CountError(f"{program.name} still ran under {Path(command[0]).name} after {TIMEOUT_S} s") from None
+        raise CountError(
+            f"{program.name} still ran under {Path(command[0]).name} after {TIMEOUT_S} s"
+        ) from None
     if result.returncode:
         raise CountError(
             f"{program.name} under {Path(command[0]).name} ended with {result.returncode}: {result.stderr.strip()[:500]}"
@@ -191,7 +206,9 @@ def _by_loop(addresses: list[int], found: list[Loop], names: dict[int, str]) -> 
     last = None
     for address in addresses:
         if address not in names:
-            raise CountError(f"an instruction was executed at {address:#x}, where the disassembler sees none begin")
+            raise CountError(
+                f"an instruction was executed at {address:#x}, where the disassembler sees none begin"
+            )
         if not (address == last and names[address].startswith("rep")):
             result[ordered[bisect_right(starts, address) - 1]].append(address)
         last = address

@@ -12,7 +12,11 @@ COLUMNS = (
     Column("done", "int", "operations found in the data afterwards; equals operations", minimum=1),
     Column("aborts_moved", "int", "attempts that found another index at their start"),
     Column("aborts_migrated", "int", "attempts aborted by the kernel; the thread has another index now"),
-    Column("aborts_interrupted", "int", "attempts aborted by the kernel, at the same index: preempted, or a signal"),
+    Column(
+        "aborts_interrupted",
+        "int",
+        "attempts aborted by the kernel, at the same index: preempted, or a signal",
+    ),
     Column("context_switches", "int", "of the threads, inside the timed part"),
     Column("elapsed_ns", "int", "first thread's start to last thread's end, CLOCK_MONOTONIC", minimum=1),
     Column("cpu_ns", "int", "CPU time of all threads, CLOCK_THREAD_CPUTIME_ID", minimum=1),

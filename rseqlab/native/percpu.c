@@ -126,32 +126,44 @@ static int take_by_fence(struct rl_takeable *list, int cpu, struct rl_node **cha
 	return error;
 }
 
+/*
+ * On the list's own CPU no section of another thread is under way. Somebody else may move this thread away
+ * again, so it goes there again; -EAGAIN where it is not let stay.
+ */
 static int take_by_moving(const struct rl_percpu *memory, const struct rl_here *here, struct rl_takeable *list,
 			  uint32_t cpu, struct rl_node **chain)
 {
 	cpu_set_t before, there;
-	enum rl_result result;
 	intptr_t head = 0;
-	struct rl_at at;
+	int error = -EAGAIN, tries;
 
 	if (cpu >= CPU_SETSIZE || sched_getaffinity(0, sizeof(before), &before))
 		return -EINVAL;
 	CPU_ZERO(&there);
 	CPU_SET(cpu, &there);
-	if (sched_setaffinity(0, sizeof(there), &there))
-		return -errno;
-	do {
-		at = rl_at_here(memory, here);
-		if (at.index != cpu)
+	for (tries = 0; tries < RL_PATIENCE && error == -EAGAIN; tries++) {
+		struct rl_at at;
+		enum rl_result result;
+
+		if (sched_setaffinity(0, sizeof(there), &there)) {
+			error = -errno;
 			break;
-		head = __atomic_load_n(list->active, __ATOMIC_RELAXED);
-		result = head ? rl_deref_cmpeqv_storev(at, &list->active, head, 0) : RL_COMMITTED;
-		if (result == RL_ABORTED)
-			rl_after_abort(at, here->aborts);
-	} while (result == RL_ABORTED || result == RL_COMPARE_FAILED);
+		}
+		do {
+			at = rl_at_here(memory, here);
+			if (at.index != cpu)
+				break;
+			head = __atomic_load_n(list->active, __ATOMIC_RELAXED);
+			result = head ? rl_deref_cmpeqv_storev(at, &list->active, head, 0) : RL_COMMITTED;
+			if (result == RL_COMMITTED)
+				error = 0;
+			else if (result == RL_ABORTED)
+				rl_after_abort(at, here->aborts);
+		} while (error);
+	}
 	sched_setaffinity(0, sizeof(before), &before);
-	*chain = (struct rl_node *)head;
-	return at.index == cpu ? 0 : -ENODEV;	/* the CPU went away */
+	*chain = error ? NULL : (struct rl_node *)head;
+	return error;
 }
 
 int rl_takeable_take(const struct rl_percpu *memory, const struct rl_here *here, uint32_t index,

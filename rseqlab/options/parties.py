@@ -9,8 +9,10 @@ import errno
 import hashlib
 import os
 import re
+import resource
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,8 @@ from rseqlab.options.schemes import ORIGINAL, SCHEMES, Layout, Scheme
 SOURCES = Path(__file__).resolve().parent / "c"
 PROVIDER = "libprovider.so.1"
 RUN_TIMEOUT_S = 10
+MEMORY_BYTES, OUTPUT_BYTES = 1 << 30, 1 << 20
+"""What a scene's program may map, and write: more ends it, by the kernel's doing, and that is its outcome."""
 LONGEST_SAID = 400
 FILLER_BYTES = tuple(2**power for power in range(13, 3, -1))
 LATE_BYTES = {"unload": 1024, "audit": 0}
@@ -280,29 +284,33 @@ def play(
         variables["SCENE_LOADER"] = "\x1f".join(by)
     else:
         variables["LD_LIBRARY_PATH"] = str(folder)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=variables,
-        cwd=folder,
-    )
-    try:
-        told, errors = process.communicate(timeout=RUN_TIMEOUT_S)
-        code = process.returncode
-        ended = signal.Signals(-code).name if code < 0 else f"exit {code}"
-    except subprocess.TimeoutExpired:
-        ended = "hung"
-        process.kill()
-        told, errors = process.communicate()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with tempfile.TemporaryFile() as told_to, tempfile.TemporaryFile() as errors_to:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=told_to, stderr=errors_to, env=variables, cwd=folder
+        )
+        try:
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (OUTPUT_BYTES, OUTPUT_BYTES))
+            ended = how_it_ended(process.wait(RUN_TIMEOUT_S))
+        except ProcessLookupError:  # before it could be limited
+            ended = how_it_ended(process.wait())
+        except subprocess.TimeoutExpired:
+            ended = "hung"
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        told_to.seek(0)
+        errors_to.seek(0)
+        told, errors = told_to.read(OUTPUT_BYTES), errors_to.read(OUTPUT_BYTES)
     lines = tuple(parse(told.decode(errors="replace")))
     refusals = [line.facts["said"] for line in lines if "said" in line.facts]
     return Scene(lines, ended, words(" ".join([errors.decode(errors="replace"), *refusals])))
+
+
+def how_it_ended(code: int) -> str:
+    """The signal that killed it, or ``exit`` and its code."""
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
 
 
 def parse(text: str) -> Iterator[Line]:

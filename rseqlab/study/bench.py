@@ -55,7 +55,10 @@ def experiments() -> list[Experiment]:
 
 def _single_threaded(experiment: Experiment) -> Experiment:
     def plan(profile: str):
-        return [_with_jobs(part, [job for job in part.arguments["jobs"] if job[1] == 1]) for part in experiment.plan(profile)]
+        return [
+            _with_jobs(part, [job for job in part.arguments["jobs"] if job[1] == 1])
+            for part in experiment.plan(profile)
+        ]
 
     return replace(experiment, plan=plan, seconds=SECONDS)
 
@@ -79,7 +82,9 @@ def measure(profile: str, progress: Progress) -> dict:
         record = runner.run(experiments(), profile, folder, False, progress)
         for name, one in record["experiments"].items():
             if one["status"] != "pass":
-                raise LabError(f"{name} ended with {one['status']}: {one['reason']}. Nothing can be said of it.")
+                raise LabError(
+                    f"{name} ended with {one['status']}: {one['reason']}. Nothing can be said of it."
+                )
         tables = bundle.Bundle(folder, catalogue()).tables
         steal = {name: one["steal_percent"] for name, one in record["experiments"].items()}
     return {
@@ -128,7 +133,9 @@ def _null(benchmark: Benchmark, members: list[Mapping], again: list[Mapping]) ->
     first = {(row["part"], row["round"]): row[benchmark.value_ns] for row in members}
     second = {(row["part"], row["round"]): row[benchmark.value_ns] for row in again}
     pairs = [key for key in first if key in second]
-    ratio = stats.ratio([second[key] for key in pairs], [first[key] for key in pairs], [key[0] for key in pairs])
+    ratio = stats.ratio(
+        [second[key] for key in pairs], [first[key] for key in pairs], [key[0] for key in pairs]
+    )
     return ratio.median
 
 
@@ -159,7 +166,9 @@ def check_comparable(earlier: Mapping, profile: str, here: Mapping) -> None:
         name for name in {*earlier["machine"], *here} if earlier["machine"].get(name) != here.get(name)
     )
     if changed:
-        said = "; ".join(f"{name} was {earlier['machine'].get(name)}, is {here.get(name)}" for name in changed)
+        said = "; ".join(
+            f"{name} was {earlier['machine'].get(name)}, is {here.get(name)}" for name in changed
+        )
         raise LabError(
             f"The earlier benchmark was measured under other conditions ({said}); measure both on one machine."
         )

@@ -532,7 +532,9 @@ def fewer_slots(run, claim):
             f"so at least {claim.threshold:g} are needed to tell"
         )
     moved = table[(table["cpus"] == cpus) & (table["threads"] == 1) & (table["moves"] > 0)]
-    dense, sparse = (float(moved.loc[moved["way"] == way, "slots_used"].median()) for way in ("mm_cid", "cpu_id"))
+    dense, sparse = (
+        float(moved.loc[moved["way"] == way, "slots_used"].median()) for way in ("mm_cid", "cpu_id")
+    )
     return Finding(
         HOLDS if dense < sparse else FAILS,
         f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",

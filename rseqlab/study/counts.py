@@ -33,7 +33,9 @@ def instructions(run: StudyRun) -> Table:
         aggfunc="first",
     ).dropna(how="all")
     wide.columns = [f"{arch}_{value}" for value, arch in wide.columns]
-    frame = wide.sort_index(axis=1, ascending=False, key=lambda names: names.str.contains("x86")).reset_index()
+    frame = wide.sort_index(
+        axis=1, ascending=False, key=lambda names: names.str.contains("x86")
+    ).reset_index()
     numbers = [name for name in frame if name not in ("operation", "whose")]
     frame[numbers] = frame[numbers].map(lambda number: "" if pd.isna(number) else f"{number:g}")
     return Table(
@@ -47,7 +49,9 @@ def _ratios(run: StudyRun) -> pd.DataFrame:
     """Each operation's ratio to librseq's, with its interval and the A/A null of the same batches."""
     rows = run.table("percpu-peers")
     keys = ["operation", "bytes_copied"]
-    wide = rows.pivot_table(index=[*keys, "part", "round"], columns="who", values="ns_per_operation", dropna=False)
+    wide = rows.pivot_table(
+        index=[*keys, "part", "round"], columns="who", values="ns_per_operation", dropna=False
+    )
     found = []
     for (operation, copied), group in wide.dropna().reset_index().groupby(keys, sort=False, dropna=False):
         parts = group["part"].tolist()

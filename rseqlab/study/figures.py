@@ -6,6 +6,7 @@ Palette: Okabe and Ito's, told apart by colour-blind readers; every series has i
 import functools
 import html
 import io
+import itertools
 import re
 import sys
 from dataclasses import dataclass
@@ -258,7 +259,7 @@ def operations(run: StudyRun) -> Figure:
     canvas = Canvas(figsize=(7.6, 0.29 * len(ways) + 1.4))
     axes = canvas.subplots()
     _dots(axes, numbers, "technique", ways, "threads", _looks(threads, "thread"))
-    for place, (above, below) in enumerate(zip(ways, ways[1:], strict=False)):
+    for place, (above, below) in enumerate(itertools.pairwise(ways)):
         if above.split("/")[0] != below.split("/")[0]:
             axes.axhline(len(ways) - 1.5 - place, color=_INK, alpha=0.4, linewidth=0.6)
     axes.set_xlabel("ns of CPU time per operation (log; bars: 95 % interval of the median)")
@@ -266,7 +267,9 @@ def operations(run: StudyRun) -> Figure:
     return _finish(
         canvas,
         "Dot plot on a log axis: ns of CPU time per operation for each structure, technique and number of threads. "
-        + "; ".join(f"{row.technique}, {row.threads}: {row.median_ns:.2f} ns" for row in numbers.itertuples()),
+        + "; ".join(
+            f"{row.technique}, {row.threads}: {row.median_ns:.2f} ns" for row in numbers.itertuples()
+        ),
         f"What an operation costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
         "to take something out and to put it back. CPU time: waiting for a lock does not show.",
         numbers,
@@ -286,8 +289,12 @@ def memory(run: StudyRun) -> Figure:
     table = table[table["way"] != "cpu_id-again"]
     order = table.drop_duplicates("load").sort_values(["cpus", "moves", "threads"])["load"].tolist()
     numbers = (
-        table.groupby(["load", "way"])[["slots_used", "resident_bytes"]].median().reset_index()
-        .sort_values(["load", "way"], key=lambda column: column.map(order.index) if column.name == "load" else column)
+        table.groupby(["load", "way"])[["slots_used", "resident_bytes"]]
+        .median()
+        .reset_index()
+        .sort_values(
+            ["load", "way"], key=lambda column: column.map(order.index) if column.name == "load" else column
+        )
     )
     canvas = Canvas(figsize=(7.2, 0.42 * len(order) + 1.3))
     axes = canvas.subplots()
@@ -303,7 +310,9 @@ def memory(run: StudyRun) -> Figure:
     return _finish(
         canvas,
         "Bars: memory of a counter with a page for each index, by cpu_id and by mm_cid. "
-        + "; ".join(f"{row.load}, {row.way}: {row.resident_bytes / 1024:g} KiB" for row in numbers.itertuples()),
+        + "; ".join(
+            f"{row.load}, {row.way}: {row.resident_bytes / 1024:g} KiB" for row in numbers.itertuples()
+        ),
         "What data by index takes. A process's ids are as many as its threads, its creator included, and never more "
         "than its CPUs; CPU numbers are as many as the CPUs that it ever ran on.",
         numbers,
@@ -315,12 +324,21 @@ def layout_mistakes(run: StudyRun) -> Figure:
     """CPU ns per increment by the distance between the slots of two CPUs that count at the same time."""
     experiment = "false-sharing"
     table = run.table(experiment)
-    ways = [way for way in next(column.choices for column in catalogue()[experiment].columns if column.name == "distance") if not way.endswith("-again")]
+    ways = [
+        way
+        for way in next(
+            column.choices for column in catalogue()[experiment].columns if column.name == "distance"
+        )
+        if not way.endswith("-again")
+    ]
     techniques = sorted(table["technique"].unique())
     numbers = _intervals(run, experiment, ways, techniques, _start(table))
     canvas = Canvas(figsize=(7.2, 3.2))
     axes = canvas.subplots()
-    styles = {name: (name, colour, marker) for name, colour, marker in zip(techniques, (BLUE, ORANGE), "oD", strict=False)}
+    styles = {
+        name: (name, colour, marker)
+        for name, colour, marker in zip(techniques, (BLUE, ORANGE), "oD", strict=False)
+    }
     _dots(axes, numbers, "distance", ways, "technique", styles)
     axes.set_xlabel("ns of CPU time per increment (log; bars: 95 % interval of the median)")
     axes.set_ylabel("distance between two CPUs' slots")
@@ -328,7 +346,9 @@ def layout_mistakes(run: StudyRun) -> Figure:
     return _finish(
         canvas,
         "Dot plot on a log axis: ns per increment by the distance between the slots of two CPUs. "
-        + "; ".join(f"{row.distance}, {row.technique}: {row.median_ns:.2f} ns" for row in numbers.itertuples()),
+        + "; ".join(
+            f"{row.distance}, {row.technique}: {row.median_ns:.2f} ns" for row in numbers.itertuples()
+        ),
         "What it costs to put per-CPU counters too close together: two threads on two CPUs, each in its own slot.",
         numbers,
     )

@@ -64,7 +64,9 @@ class StudyRun:
         if record is None:
             raise NotMeasured(f"{name} is not part of this run.")
         if record["status"] not in ("pass",):
-            raise NotMeasured(f"{name} ended with {record['status']}: {(record['reason'] or 'no reason recorded').rstrip('.')}.")
+            raise NotMeasured(
+                f"{name} ended with {record['status']}: {(record['reason'] or 'no reason recorded').rstrip('.')}."
+            )
         if name not in self._frames:
             columns = [column.name for column in catalogue()[name].all_columns()]
             self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
@@ -150,9 +152,14 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
         if any(one["status"] == "pass" and _needs_rseq(name) for name, one in experiments):
             return StudyRun(Bundle(newest, catalogue()), LOCAL, note)
         reasons = "; ".join(
-            f"{name}: {one['status']}, {one['reason']}" for name, one in experiments if one["status"] != "pass"
+            f"{name}: {one['status']}, {one['reason']}"
+            for name, one in experiments
+            if one["status"] != "pass"
         )
-        note = note or f"On this machine nothing could be measured that needs rseq (run {record['run_id']}). {reasons}"
+        note = (
+            note
+            or f"On this machine nothing could be measured that needs rseq (run {record['run_id']}). {reasons}"
+        )
     for newest in reference_runs()[-1:]:
         return StudyRun(Bundle(newest, catalogue()), REFERENCE, note)
     raise LabError(f"There is no run in {runs_folder()} and none is shipped; measure one with: rseqlab run")

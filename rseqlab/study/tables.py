@@ -298,7 +298,9 @@ def storm_aborts(run: StudyRun) -> Table:
     rows = run.table("signal-storm")
     rows = rows[rows["technique"] == "counter/rseq"]
     rows = rows.assign(storm=pd.Categorical(rows["storm"], list(dict.fromkeys(STORMS)), ordered=True))
-    return _aborts(rows, ["storm", "threads"], "Attempts that did not commit in a storm of signals", "signals")
+    return _aborts(
+        rows, ["storm", "threads"], "Attempts that did not commit in a storm of signals", "signals"
+    )
 
 
 def _aborts(rows: pd.DataFrame, by: list[str], caption: str, *more: str) -> Table:
@@ -352,7 +354,9 @@ def takeovers(run: StudyRun) -> Table:
     found = []
     for (owner, way), group in rows.groupby(["owner", "way"], sort=False):
         if group["ns_per_takeover"].isna().all():
-            found.append({"owner": owner, "way": way, "not measured": "; ".join(group["reason"].dropna().unique())})
+            found.append(
+                {"owner": owner, "way": way, "not measured": "; ".join(group["reason"].dropna().unique())}
+            )
             continue
         seen = stats.interval(group["ns_per_takeover"], group["part"])
         pays = group["owner_cpu_ns_per_pair"].dropna()
