@@ -18,7 +18,7 @@ WAYS = {"cpu_id": "counter/rseq", "cpu_id-again": "counter/rseq", "mm_cid": "cou
 """What the data is indexed by; ``cpu_id-again`` is the A/A null."""
 
 PROFILE = {
-    "quick": {"processes": 5, "rounds": 6, "batch_ns": 4_000_000},
+    "quick": {"processes": 5, "rounds": 6, "batch_ns": 2_000_000},
     "full": {"processes": 10, "rounds": 10, "batch_ns": 12_000_000},
 }
 
@@ -114,7 +114,7 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "way", "cpus", "threads", "moves"),
     needs=(LINUX, NATIVE, REGISTRATION, Need("mm_cid", _no_mm_cid)),
-    seconds={"quick": 12, "full": 55},
+    seconds={"quick": 6, "full": 50},
     plan=plan,
     measure=measure,
 )

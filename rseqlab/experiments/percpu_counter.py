@@ -28,7 +28,7 @@ PROFILE = {
     "full": {"processes": 8, "rounds": 10, "batch_ns": 5_000_000},
 }
 
-THREADS_BATCH_FACTOR, CROWD_BATCH_FACTOR = 3, 8
+THREADS_BATCH_FACTOR, CROWD_BATCH_FACTOR = 2, 5
 """Threads need longer batches, so that a late start does not count; a crowd needs several time slices."""
 
 
@@ -103,7 +103,7 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "technique", "threads"),
     needs=(LINUX, NATIVE, REGISTRATION),
-    seconds={"quick": 20, "full": 170},
+    seconds={"quick": 14, "full": 120},
     plan=plan,
     measure=measure,
 )

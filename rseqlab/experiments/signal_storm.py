@@ -83,7 +83,7 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "storm", "technique", "threads"),
     needs=(LINUX, NATIVE, REGISTRATION),
-    seconds={"quick": 10, "full": 70},
+    seconds={"quick": 7, "full": 60},
     plan=plan,
     measure=measure,
 )

@@ -156,7 +156,8 @@ class Tally:
 
 def tally(run: StudyRun, *experiments: str) -> Tally:
     """The claims that the named experiments test, in short. The sections below give the figures."""
-    return Tally(Verdicts(one for one in judge(run) if one.claim.experiment in experiments))
+    tested = [claim.id for claim in claims() if claim.experiment in experiments]
+    return Tally(judge(run, *tested) if tested else Verdicts())
 
 
 def _find(run: StudyRun, claim: Claim) -> Finding:
