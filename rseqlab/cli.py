@@ -68,12 +68,12 @@ def main() -> None:
 
 
 def _fail(as_json: bool, kind: str, message: str, code: int) -> None:
-    if as_json:
-        try:
+    try:
+        if as_json:
             _print_json({"schema": "rseqlab/error", "version": 1, "kind": kind, "message": message})
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+    except OSError:  # what it still holds must not be tried again by Python as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if message:  # none where a bare `rseqlab` has printed its help
         err.print(f"rseqlab: {escape(message)}", highlight=False, soft_wrap=True)
     sys.exit(code)

@@ -214,11 +214,17 @@ def test_a_user_without_name_and_home_can_run_and_report(tmp_path):
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["doctor"]])
-def test_a_full_standard_output_is_an_error_in_words(command):
+def test_a_full_standard_output_is_an_error_in_words(command, unbuffered):
     with open("/dev/full", "w") as full:
         result = subprocess.run(
-            [*COMMAND, *command], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+            [*COMMAND, *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert result.returncode == 1 and "Traceback" not in result.stderr
 

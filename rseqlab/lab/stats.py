@@ -64,7 +64,9 @@ def _interval(values: tuple[float, ...], processes: tuple | None) -> Interval:
         rng=np.random.default_rng(SEED),
     )
     found = result.confidence_interval
-    return Interval(median, float(found.low), float(found.high), data.size, count)
+    # Of few processes the resampled medians may all lie on one side of the median of all values.
+    low, high = min(float(found.low), median), max(float(found.high), median)
+    return Interval(median, low, high, data.size, count)
 
 
 def _by_process(data: np.ndarray, processes: tuple | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import Cell
-from rseqlab.study.matrix import Matrix
+from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
@@ -547,7 +547,7 @@ def fewer_slots(run, claim):
 
 def _cells(run: StudyRun, option: str, criteria: str) -> list[Cell]:
     """The named cells. Raises NotMeasured where one of them is not measured."""
-    found = [Matrix(run).cell(option, criterion) for criterion in criteria.split("/")]
+    found = [matrix_of(run).cell(option, criterion) for criterion in criteria.split("/")]
     for cell in found:
         if cell.outcome == "not measured":
             raise NotMeasured(cell.sentence)

@@ -3,7 +3,7 @@
 import html
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from rseqlab.errors import UsageError
@@ -12,6 +12,12 @@ from rseqlab.options.criteria import CRITERIA, CRITERION
 from rseqlab.options.matrix import LEGEND, NOT_MEASURED, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES
 from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun, open_run, reference_runs
+
+
+@cache
+def matrix_of(run: StudyRun) -> "Matrix":
+    """The run's matrix, once for each run: it goes through every row of a third of the experiments."""
+    return Matrix(run)
 
 
 def open_matrix(folder: Path | None = None) -> "Matrix":

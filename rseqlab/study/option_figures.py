@@ -9,7 +9,7 @@ from rseqlab.options.criteria import CRASH, CRITERIA, REFUSED, SILENT
 from rseqlab.options.matrix import COSTS, LEGEND, NOT_MEASURED, WORKS, Cell
 from rseqlab.options.schemes import SCHEMES
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, Figure, _finish, _shows_missing
-from rseqlab.study.matrix import Matrix
+from rseqlab.study.matrix import matrix_of
 from rseqlab.study.options import standing
 from rseqlab.study.run import NotMeasured, StudyRun
 
@@ -32,7 +32,7 @@ def _kind(cell: Cell) -> str:
 @_shows_missing
 def options_matrix(run: StudyRun) -> Figure:
     """Every option against every criterion: the study's central figure."""
-    whole = Matrix(run)
+    whole = matrix_of(run)
     grid = whole.grid()
     if all(cell.outcome == NOT_MEASURED for _, cells in grid for cell in cells):
         raise NotMeasured(grid[0][1][0].sentence)

@@ -9,7 +9,7 @@ import pandas as pd
 from rseqlab.options.criteria import CRITERIA, CRITERION, outcome
 from rseqlab.options.matrix import BREAKS, COSTS, NOT_MEASURED, WORKS, WORST_FIRST, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES, SLICE, SPARE_USED, Layout
-from rseqlab.study.matrix import Matrix
+from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table
 
@@ -76,7 +76,7 @@ class Section:
 
 def section(run: StudyRun, option: str) -> Section:
     """One option on this run: idea, verdict, what broke and how, what it costs."""
-    return Section(option, tuple(Matrix(run).of(option)))
+    return Section(option, tuple(matrix_of(run).of(option)))
 
 
 def _missing(run: StudyRun, experiment: str) -> NotMeasured | None:
@@ -89,7 +89,7 @@ def _missing(run: StudyRun, experiment: str) -> NotMeasured | None:
 
 def scenes(run: StudyRun, option: str, criterion: str) -> Table | NotMeasured:
     """The rows behind one cell, with what each is worth."""
-    cell = Matrix(run).cell(option, criterion)
+    cell = matrix_of(run).cell(option, criterion)
     if missing := _missing(run, cell.experiment):
         return missing
     rows = [
@@ -190,7 +190,7 @@ def _layouts(consumers: str | None) -> list[str]:
 
 def standing(run: StudyRun) -> pd.DataFrame:
     """One row per option: criteria survived and broken, and what its read costs. Raises NotMeasured."""
-    whole = Matrix(run)
+    whole = matrix_of(run)
     found = []
     for scheme in SCHEMES:
         cells = whole.of(scheme.id)
