@@ -27,7 +27,7 @@ def lab(*arguments, denied=None, **environment) -> subprocess.CompletedProcess:
     command = [*COMMAND, *map(str, arguments)]
     if denied:
         command = [sys.executable, str(SANDBOX), "rseq", str(denied), *command]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
 
 
 def document(result: subprocess.CompletedProcess) -> dict:
