@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from rseqlab import host, native, rseq
 from rseqlab.lab.child import Failed
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 EVENTS = {
@@ -33,17 +32,7 @@ PROFILE = {
 def plan(profile: str) -> list[Part]:
     """Several processes, all alike."""
     size = PROFILE[profile]
-    start, environment = ("self", LIBC_LEAVES) if libc_refusal() else ("libc", LIBC_OWNS)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(EVENTS),
-            timeout_s=60,
-            environment=environment,
-            arguments={"start": start, "seed": number, **size},
-        )
-        for number in range(size["processes"])
-    ]
+    return alike(size, size["rounds"] * len(EVENTS), timeout_s=60)
 
 
 def measure(task: Task) -> Iterator[dict]:

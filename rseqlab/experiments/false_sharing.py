@@ -9,8 +9,7 @@ from collections.abc import Iterator
 
 from rseqlab import host
 from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task, alike
 from rseqlab.lab.timing import Variant, interleaved
 
 STRIDES = {
@@ -43,17 +42,7 @@ def _one_cpu() -> str | None:
 def plan(profile: str) -> list[Part]:
     """Several processes, all alike."""
     size = PROFILE[profile]
-    start, environment = ("self", LIBC_LEAVES) if libc_refusal() else ("libc", LIBC_OWNS)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(STRIDES) * len(TECHNIQUES),
-            timeout_s=120,
-            environment=environment,
-            arguments={"start": start, "seed": number, **size},
-        )
-        for number in range(size["processes"])
-    ]
+    return alike(size, size["rounds"] * len(STRIDES) * len(TECHNIQUES), timeout_s=120)
 
 
 def measure(task: Task) -> Iterator[dict]:

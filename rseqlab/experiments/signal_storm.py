@@ -7,8 +7,7 @@ runs inside of the interruption of another. The sum must equal both, exactly.
 from collections.abc import Iterator
 
 from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
 from rseqlab.lab.timing import Variant, interleaved
 
 STORMS = {"none": 0, "none-again": 0, "100 Hz": 100, "1 kHz": 1000, "10 kHz": 10_000}
@@ -24,17 +23,9 @@ PROFILE = {
 def plan(profile: str) -> list[Part]:
     """Several processes, all alike."""
     size = PROFILE[profile]
-    start, environment = ("self", LIBC_LEAVES) if libc_refusal() else ("libc", LIBC_OWNS)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(STORMS) * len(TECHNIQUES) * len(ops.thread_counts()),
-            timeout_s=180,
-            environment=environment,
-            arguments={"start": start, "seed": number, **size},
-        )
-        for number in range(size["processes"])
-    ]
+    return alike(
+        size, size["rounds"] * len(STORMS) * len(TECHNIQUES) * len(ops.thread_counts()), timeout_s=180
+    )
 
 
 def measure(task: Task) -> Iterator[dict]:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from rseqlab import host, native, percpu
 from rseqlab.lab.child import Failed
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
 
 WAYS = {
     "fence-cpu": "RL_TAKER_FENCE_CPU",
@@ -34,17 +33,7 @@ PAUSE_NS = 5_000
 def plan(profile: str) -> list[Part]:
     """Several processes, all alike. On one CPU, owner and taker share it."""
     size = PROFILE[profile]
-    start, environment = ("self", LIBC_LEAVES) if libc_refusal() else ("libc", LIBC_OWNS)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(WAYS) * len(OWNERS),
-            timeout_s=180,
-            environment=environment,
-            arguments={"start": start, **size},
-        )
-        for number in range(size["processes"])
-    ]
+    return alike(size, size["rounds"] * len(WAYS) * len(OWNERS), timeout_s=180)
 
 
 def measure(task: Task) -> Iterator[dict]:

@@ -42,6 +42,21 @@ class Part:
     """Why this part cannot be measured here; it is recorded, not run."""
 
 
+def alike(size: Mapping, rows: int, timeout_s: float) -> list[Part]:
+    """``size["processes"]`` equal parts, each told its seed; libc registers their threads, or they do it themselves."""
+    start, environment = ("self", probe.LIBC_LEAVES) if probe.libc_refusal() else ("libc", probe.LIBC_OWNS)
+    return [
+        Part(
+            id=f"{start}-{number}",
+            rows=rows,
+            timeout_s=timeout_s,
+            environment=environment,
+            arguments={"start": start, "seed": number, **size},
+        )
+        for number in range(size["processes"])
+    ]
+
+
 @dataclass(frozen=True)
 class Task:
     """What ``measure`` is given in the child: its arguments, and the keys that are measured already."""
