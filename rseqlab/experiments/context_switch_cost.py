@@ -12,7 +12,7 @@ from cffi import FFI
 
 from rseqlab import host, native
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build
+from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 from rseqlab.lab.timing import Variant, interleaved, pinned
@@ -63,10 +63,7 @@ def _loaded(path: str):
 def plan(profile: str) -> list[Part]:
     """As many processes as the profile says; libc registers nothing in them."""
     size = PROFILE[profile]
-    try:
-        path, refusal = library(), None
-    except CompileError as error:
-        path, refusal = "", str(error)
+    path, refusal = attempt(library)
     return [
         Part(
             id=f"none-{number}",

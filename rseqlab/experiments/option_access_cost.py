@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rseqlab import host
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build, compiler_id
+from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build, compiler_id
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 from rseqlab.lab.timing import Variant, interleaved, pinned
@@ -232,10 +232,7 @@ def started(command: list[str]) -> Iterator[Program]:
 def plan(profile: str) -> list[Part]:
     """As many processes as the profile says; where nothing can be built, why."""
     size = PROFILE[profile]
-    try:
-        command, refusal = build_all().command(), None
-    except CompileError as error:
-        command, refusal = [], str(error)
+    command, refusal = attempt(lambda: build_all().command())
     rows = len(ACCESSES) * (size["rounds"] * len(size["orders"]) + size["first_uses"])
     return [
         Part(

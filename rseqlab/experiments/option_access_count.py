@@ -22,7 +22,7 @@ from rseqlab.experiments.option_access_cost import (
 )
 from rseqlab.experiments.option_access_cost import EXPERIMENT as COST
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, CompileError
+from rseqlab.lab.compile import COMPILER, attempt
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 
@@ -38,10 +38,7 @@ REPEATS = {"quick": 2, "full": 5}
 
 def plan(profile: str) -> list[Part]:
     """One process; each count is taken in a copy of it."""
-    try:
-        command, refusal = build_all().command(), None
-    except CompileError as error:
-        command, refusal = [], str(error)
+    command, refusal = attempt(lambda: build_all().command())
     repeats = REPEATS[profile]
     arguments = {"command": command, "repeats": repeats}
     rows = repeats * len(WAYS) * len(READS)

@@ -7,8 +7,8 @@ checked: the operations that are found in the data must equal the operations tha
 from collections.abc import Iterator
 
 from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal, thread_that_libc_may_own
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
+from rseqlab.lab.probe import thread_that_libc_may_own
 from rseqlab.lab.timing import Variant, interleaved
 
 TECHNIQUES = (
@@ -92,18 +92,8 @@ def techniques() -> list[str]:
 def plan(profile: str) -> list[Part]:
     """Processes in which libc registered the threads; where it cannot, each thread does it itself."""
     size = PROFILE[profile]
-    start, environment = ("self", LIBC_LEAVES) if libc_refusal() else ("libc", LIBC_OWNS)
     todo = jobs(size)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(todo),
-            timeout_s=300,
-            environment=environment,
-            arguments={"start": start, "seed": number, "rounds": size["rounds"], "jobs": todo},
-        )
-        for number in range(size["processes"])
-    ]
+    return alike(size | {"jobs": todo}, size["rounds"] * len(todo), timeout_s=300)
 
 
 def measure(task: Task) -> Iterator[dict]:

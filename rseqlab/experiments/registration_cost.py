@@ -12,7 +12,7 @@ from cffi import FFI
 
 from rseqlab import host, native
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build
+from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.lab.timing import Variant, interleaved, pinned
@@ -72,10 +72,7 @@ def variants_of(start: str) -> list[tuple[str, str]]:
 def plan(profile: str) -> list[Part]:
     """Processes alternate between the two starts, so that a drift of the machine meets both."""
     size = PROFILE[profile]
-    try:
-        path, refusal = library(), None
-    except CompileError as error:
-        path, refusal = "", str(error)
+    path, refusal = attempt(library)
     return [
         Part(
             id=f"{start}-{number}",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, CompileError, Target, build
+from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 
@@ -81,10 +81,7 @@ def program(layout: Layout) -> str:
 def plan(profile: str) -> list[Part]:
     """One part computes, the others measure."""
     size = PROFILE[profile]
-    try:
-        programs, refusal = {layout.name: program(layout) for layout in LAYOUTS}, None
-    except CompileError as error:
-        programs, refusal = {}, str(error)
+    programs, refusal = attempt(lambda: {layout.name: program(layout) for layout in LAYOUTS})
 
     def part(name: str, rows: int, **arguments) -> Part:
         return Part(name, rows, 120, LIBC_LEAVES, {"programs": programs, **arguments}, refusal)

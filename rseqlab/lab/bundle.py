@@ -209,7 +209,6 @@ class Bundle:
         _check_sums(directory)
         self.machine = _read_json(directory / "machine.json", "machine")
         self.digest = digest(directory)
-        self._catalogue = catalogue
         self.tables: dict[str, list[dict]] = {}
         for name, record in self.run["experiments"].items():
             if name not in catalogue:

@@ -8,16 +8,18 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import rseqlab
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
 
 PACKAGE = Path(rseqlab.__file__).resolve().parent
+Made = TypeVar("Made")
 TIMEOUT_S = 120
 
 
@@ -115,3 +117,11 @@ def build(target: Target) -> Path:
             )
         os.replace(made, output)
     return output
+
+
+def attempt(make: Callable[[], Made]) -> tuple[Made | None, str | None]:
+    """What ``make`` builds and None, or None and why it cannot be built: what a plan needs for its ``skip``."""
+    try:
+        return make(), None
+    except CompileError as error:
+        return None, str(error)

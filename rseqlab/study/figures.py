@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rseqlab import layout
-from rseqlab.experiments import catalogue
+from rseqlab.experiments.false_sharing import STRIDES
 from rseqlab.host import parse_cpu_list
 from rseqlab.lab import stats
 from rseqlab.study import claims
@@ -324,13 +324,7 @@ def layout_mistakes(run: StudyRun) -> Figure:
     """CPU ns per increment by the distance between the slots of two CPUs that count at the same time."""
     experiment = "false-sharing"
     table = run.table(experiment)
-    ways = [
-        way
-        for way in next(
-            column.choices for column in catalogue()[experiment].columns if column.name == "distance"
-        )
-        if not way.endswith("-again")
-    ]
+    ways = [way for way in STRIDES if not way.endswith("-again")]
     techniques = sorted(table["technique"].unique())
     numbers = _intervals(run, experiment, ways, techniques, _start(table))
     canvas = Canvas(figsize=(7.2, 3.2))
