@@ -9,6 +9,7 @@ import pytest
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
 from rseqlab.lab.bundle import Bundle, BundleError
+from rseqlab.lab.experiment import GROUPS
 from rseqlab.study.run import reference_runs
 
 TABLE = "cpu-id-read.csv"
@@ -49,7 +50,7 @@ def change_row(number, column, value):
 
 
 def test_every_shipped_run_is_sound():
-    for shipped in reference_runs():
+    for shipped in (folder for group in GROUPS for folder in reference_runs(group)):
         Bundle(shipped, catalogue())
 
 

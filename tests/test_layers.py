@@ -15,7 +15,7 @@ LAYERS = [
     {"native"},
     {"abi", "host", "layout", "rseq", "percpu"},
     {"lab"},
-    {"options"},
+    {"options", "vm", "census"},
     {"experiments"},
     {"doctor", "progress"},
     {"study"},

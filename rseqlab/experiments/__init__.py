@@ -18,12 +18,14 @@ def catalogue() -> dict[str, Experiment]:
     return {experiment.name: experiment for experiment in sorted(found, key=lambda found: found.name)}
 
 
-def select(names: list[str]) -> list[Experiment]:
-    """The named experiments, or all. Raises UsageError that lists the valid names."""
+def select(names: list[str], group: str = "machine") -> list[Experiment]:
+    """The named experiments, or all of the group. Raises UsageError that lists the valid names."""
     known = catalogue()
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(
             f"No experiment is called {', '.join(map(repr, unknown))}. The experiments are: {', '.join(known)}."
         )
-    return [known[name] for name in dict.fromkeys(names)] if names else list(known.values())
+    if names:
+        return [known[name] for name in dict.fromkeys(names)]
+    return [one for one in known.values() if one.group == group]

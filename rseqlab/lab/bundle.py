@@ -222,7 +222,8 @@ class Bundle:
 
 def read_run(directory: Path) -> dict:
     """run.json of a finished or unfinished run, checked against its schema."""
-    return _read_json(directory / "run.json", "run")
+    document = _read_json(directory / "run.json", "run")
+    return {"group": "machine"} | document  # runs before there were groups are of the machine
 
 
 def _read_json(path: Path, name: str) -> dict:

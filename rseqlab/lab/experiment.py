@@ -12,6 +12,9 @@ from rseqlab import host, native
 from rseqlab.lab import probe
 
 PROFILES = ("quick", "full")
+GROUPS = ("machine", "kernels", "workloads")
+"""What an experiment is about: this machine, kernels in QEMU, or programs that the reader knows. Each group is
+measured by a run of its own, as the last two take longer and need more; a run without names is of the machine."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Experiment:
     seconds: Mapping[str, float]
     plan: Callable[[str], list[Part]]
     measure: Callable[[Task], Iterator[dict]]
+    group: str = "machine"
+    """One of GROUPS."""
     sources: tuple[str, ...] = ()
     """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 

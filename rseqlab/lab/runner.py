@@ -84,21 +84,27 @@ def identity(document: Mapping) -> dict:
     return {name: document["facts"].get(name) for name in host.IDENTITY}
 
 
-def new_folder(profile: str) -> Path:
+def group_of(experiments: list[Experiment]) -> str:
+    """The group of a run of these: that of the first, or the machine's where they are mixed."""
+    groups = {one.group for one in experiments}
+    return groups.pop() if len(groups) == 1 else "machine"
+
+
+def new_folder(profile: str, group: str = "machine") -> Path:
     """A folder for a new run, named for its start."""
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{profile}"
-    return runs_folder() / name
+    about = "" if group == "machine" else f"-{group}"
+    return runs_folder() / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}{about}-{profile}"
 
 
-def newest_here(profile: str) -> Path | None:
-    """The newest local run of this profile on this very machine; None where there is none."""
+def newest_here(profile: str, group: str = "machine") -> Path | None:
+    """The newest local run of this profile and group on this very machine; None where there is none."""
     here = identity(machine())
     for path in sorted(runs_folder().glob("*/run.json"), reverse=True):
         try:
             record = bundle.read_run(path.parent)
         except BundleError:
             continue
-        if record["profile"] == profile and record["machine"] == here:
+        if (record["profile"], record["group"], record["machine"]) == (profile, group, here):
             return path.parent
     return None
 
@@ -110,20 +116,21 @@ def go_on(profile: str, experiments: list[Experiment]) -> Path:
     the code changed, a new run that starts with the rows of the experiments whose code did not; the
     old one stays as it is.
     """
-    newest = newest_here(profile)
+    group = group_of(experiments)
+    newest = newest_here(profile, group)
     if newest is None:
-        return new_folder(profile)
+        return new_folder(profile, group)
     document = bundle.read_run(newest)
     if not _stale(document, experiments):
         return newest
-    folder = new_folder(profile)
+    folder = new_folder(profile, group)
     carried = {
         name: record
         for name, record in document["experiments"].items()
         if record["status"] == "pass" and name not in _stale(document, experiments)
     }
     if document["ended"] and carried:
-        started = _open(folder, profile, resume=False)
+        started = _open(folder, profile, group, resume=False)
         for name in carried:
             shutil.copyfile(newest / f"{name}.csv", folder / f"{name}.csv")
         started["experiments"] |= carried
@@ -133,7 +140,7 @@ def go_on(profile: str, experiments: list[Experiment]) -> Path:
 
 def run(experiments: list[Experiment], profile: str, folder: Path, resume: bool, progress: Progress) -> dict:
     """Measure into ``folder``; returns run.json as it then stands. Ctrl-C keeps what was measured."""
-    document = _open(folder, profile, resume)
+    document = _open(folder, profile, group_of(experiments), resume)
     held = bundle.lock(folder)
     try:
         if stale := _stale(document, experiments):
@@ -157,7 +164,7 @@ def run(experiments: list[Experiment], profile: str, folder: Path, resume: bool,
         os.close(held)
 
 
-def _open(folder: Path, profile: str, resume: bool) -> dict:
+def _open(folder: Path, profile: str, group: str, resume: bool) -> dict:
     here = machine()
     if (folder / "run.json").exists():
         if not resume:
@@ -175,13 +182,13 @@ def _open(folder: Path, profile: str, resume: bool) -> dict:
                 f"{folder} was measured under other conditions ({', '.join(changed)} differ); choose another --out."
             )
     else:
-        document = _start(folder, profile, here)
+        document = _start(folder, profile, group, here)
     if not (folder / "machine.json").exists():
         bundle.write_json(folder / "machine.json", here)
     return document
 
 
-def _start(folder: Path, profile: str, here: Mapping) -> dict:
+def _start(folder: Path, profile: str, group: str, here: Mapping) -> dict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(path.suffix != ".part" for path in folder.iterdir()):
@@ -196,6 +203,7 @@ def _start(folder: Path, profile: str, here: Mapping) -> dict:
         "lab_version": rseqlab.__version__,
         "run_id": f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{profile}",
         "profile": profile,
+        "group": group,
         "command": f"rseqlab run --profile {profile}",
         "started": _now(),
         "ended": None,

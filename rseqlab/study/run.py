@@ -1,8 +1,10 @@
 """The run that a notebook shows: the newest local one, or the shipped reference where there is none."""
 
+import hashlib
 import html
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pandas as pd
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab.bundle import Bundle, BundleError, read_run
-from rseqlab.lab.experiment import REGISTRATION
+from rseqlab.lab.experiment import GROUPS, REGISTRATION
 from rseqlab.lab.runner import project_root, runs_folder
 
 LOCAL, REFERENCE, CHOSEN = "local run", "shipped reference run", "chosen run"
@@ -54,12 +56,17 @@ class StudyRun:
     note: str | None = None
     """Why this run and not a newer one."""
 
+    others: Mapping[str, "StudyRun"] = field(default_factory=dict)
+    """Group to the run that answers for its experiments where this run has none of them."""
+
     @cached_property
     def _frames(self) -> dict[str, pd.DataFrame]:
         return {}
 
     def table(self, name: str) -> pd.DataFrame:
-        """An experiment's rows, as measured. Raises NotMeasured with the recorded reason."""
+        """An experiment's rows, as measured, from ``source(name)``. Raises NotMeasured with the recorded reason."""
+        if (source := self.source(name)) is not self:
+            return source.table(name)
         record = self.bundle.run["experiments"].get(name)
         if record is None:
             raise NotMeasured(f"{name} is not part of this run.")
@@ -71,6 +78,28 @@ class StudyRun:
             columns = [column.name for column in catalogue()[name].all_columns()]
             self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
         return self._frames[name]
+
+    def source(self, name: str) -> "StudyRun":
+        """The run whose rows of this experiment are shown: this one, or the one that is open for its group."""
+        known = catalogue().get(name)
+        if name in self.bundle.run["experiments"] or known is None:
+            return self
+        return self.others.get(known.group, self)
+
+    def of_group(self, group: str) -> "StudyRun":
+        """The run that answers for a group of experiments. Raises NotMeasured with the command that measures one."""
+        if group == self.bundle.run["group"]:
+            return self
+        if group not in self.others:
+            names = " ".join(name for name, one in catalogue().items() if one.group == group)
+            raise NotMeasured(f"There is no run of {group} here; measure one with: rseqlab run {names}")
+        return self.others[group]
+
+    @property
+    def digest(self) -> str:
+        """Names the content of this run and of those that answer for other groups."""
+        parts = [self.bundle.digest, *(one.bundle.digest for _, one in sorted(self.others.items()))]
+        return parts[0] if len(parts) == 1 else hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     @property
     def facts(self) -> dict:
@@ -116,10 +145,13 @@ def local_runs() -> list[tuple[Path, dict]]:
     return sorted(found, key=lambda run: run[1]["ended"], reverse=True)
 
 
-def reference_runs() -> list[Path]:
-    """The runs that are shipped in data/reference, in the order of their start."""
+def reference_runs(group: str = "machine") -> list[Path]:
+    """The runs of a group that are shipped in data/reference, in the order of their start."""
     folders = [path.parent for path in (project_root() / "data" / "reference").glob("*/run.json")]
-    return sorted(folders, key=lambda folder: read_run(folder)["started"])
+    found = [(read_run(folder), folder) for folder in folders]
+    return [
+        folder for run, folder in sorted(found, key=lambda one: one[0]["started"]) if run["group"] == group
+    ]
 
 
 def _origin(folder: Path) -> str:
@@ -139,18 +171,30 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
     """The run in ``folder``, or $RSEQLAB_RUN, or the newest local one, or the shipped reference.
 
     A local run in which nothing could be measured that needs rseq is passed over, and ``note`` says so. Raises
-    BundleError where the run is damaged: it is never silently replaced by another.
+    BundleError where the run is damaged: it is never silently replaced by another. Its ``others`` are the newest
+    runs of the other groups, local before shipped.
     """
     chosen = os.environ.get("RSEQLAB_RUN") or None if folder is None else folder
     if chosen == "":
         raise UsageError("The folder of the run is empty text; name one, or leave it out for the newest.")
     if chosen is not None:
-        return StudyRun(Bundle(Path(chosen), catalogue()), _origin(Path(chosen)))
+        bundle = Bundle(Path(chosen), catalogue())
+        origin, note = _origin(Path(chosen)), None
+    else:
+        bundle, origin, note = _newest_of_machine()
+    others = {group: _newest_of(group) for group in GROUPS if group != bundle.run["group"]}
+    return StudyRun(bundle, origin, note, {group: one for group, one in others.items() if one})
+
+
+def _newest_of_machine() -> tuple[Bundle, str, str | None]:
+    """The bundle to show, where it comes from, and why not a newer one."""
     note = None
     for newest, record in local_runs():
+        if record["group"] != "machine":
+            continue
         experiments = record["experiments"].items()
         if any(one["status"] == "pass" and _needs_rseq(name) for name, one in experiments):
-            return StudyRun(Bundle(newest, catalogue()), LOCAL, note)
+            return Bundle(newest, catalogue()), LOCAL, note
         reasons = "; ".join(
             f"{name}: {one['status']}, {one['reason']}"
             for name, one in experiments
@@ -160,6 +204,18 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
             note
             or f"On this machine nothing could be measured that needs rseq (run {record['run_id']}). {reasons}"
         )
-    for newest in reference_runs()[-1:]:
-        return StudyRun(Bundle(newest, catalogue()), REFERENCE, note)
+    for newest in reference_runs("machine")[-1:]:
+        return Bundle(newest, catalogue()), REFERENCE, note
     raise LabError(f"There is no run in {runs_folder()} and none is shipped; measure one with: rseqlab run")
+
+
+def _newest_of(group: str) -> StudyRun | None:
+    """The newest run of a group in which something was measured; None where there is none."""
+    for folder, record in local_runs():
+        if record["group"] == group and any(
+            one["status"] == "pass" for one in record["experiments"].values()
+        ):
+            return StudyRun(Bundle(folder, catalogue()), LOCAL)
+    for folder in reference_runs(group)[-1:]:
+        return StudyRun(Bundle(folder, catalogue()), REFERENCE)
+    return None

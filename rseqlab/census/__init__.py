@@ -1,0 +1,1 @@
+"""Who uses rseq: files, running processes, packages, and programs that the reader knows."""

@@ -1,0 +1,3 @@
+from rseqlab.cli import main
+
+main()

@@ -1,0 +1,115 @@
+"""report, claims, options: what a run says."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rseqlab.cli.base import Json, Run, app, err, out, print_json
+
+
+@app.command()
+def report(
+    run_folder: Run = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where index.html goes; report/ by default.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write it even where nothing changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Execute the notebooks on a run and write one self-contained HTML file."""
+    from rseqlab.lab.runner import project_root
+    from rseqlab.progress import progress
+    from rseqlab.study import notebook, publish
+    from rseqlab.study.run import open_run
+
+    found = open_run(run_folder)
+    with progress([(path.stem, 5.0) for path in notebook.notebooks()]) as show:
+        path, anew = publish.publish(found, folder or project_root() / "report", force, show)
+    if as_json:
+        print_json(
+            {
+                "schema": "rseqlab/report",
+                "version": 1,
+                "path": str(path),
+                "written": anew,
+                "run_id": found.id,
+                "origin": found.origin,
+                "digest": found.bundle.digest,
+            }
+        )
+        return
+    if found.note:
+        err.print(escape(found.note), highlight=False, soft_wrap=True)
+    state = "written" if anew else "up to date"
+    out.print(
+        f"{escape(str(path))}: {state}, from {found.origin} {found.id}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def claims(run_folder: Run = None, as_json: Json = False) -> None:
+    """What people said, tested on a run: verdict, effect with its interval, source."""
+    from rseqlab.study.claims import judge
+    from rseqlab.study.run import open_run
+
+    with err.status("Judging the claims"):
+        found = open_run(run_folder)
+        judged = judge(found)
+    if as_json:
+        print_json(
+            {
+                "schema": "rseqlab/claims",
+                "version": 1,
+                "run_id": found.id,
+                "origin": found.origin,
+                "digest": found.bundle.digest,
+                "claims": [one.document() for one in judged],
+            }
+        )
+        return
+    err.print(escape(repr(found)), highlight=False, soft_wrap=True)
+    table = Table("id", "verdict", "claim", "on this run")
+    for one in judged:
+        table.add_row(
+            one.claim.id, one.finding.verdict, escape(one.claim.sentence), escape(one.finding.measured)
+        )
+    out.print(table)
+
+
+@app.command()
+def options(
+    cell: Annotated[
+        str | None, typer.Argument(metavar="[OPTION/CRITERION]", help="One cell, with the rows behind it.")
+    ] = None,
+    run_folder: Run = None,
+    as_html: Annotated[bool, typer.Option("--html", help="The table as HTML on standard output.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
+    from rseqlab.study.matrix import open_matrix
+
+    found = open_matrix(run_folder)
+    if cell is not None:
+        one = found.cell(*(cell.split("/") if cell.count("/") == 1 else (cell, "")))
+    if as_json:
+        print_json(found.document())
+    elif as_html:
+        print(found._repr_html_())
+    elif cell is not None:
+        from rseqlab.study.options import scenes
+
+        rows = scenes(found.run, one.option, one.criterion)
+        said = f"{one.label}. {one.sentence}"
+        print(f"{one.option}, {one.criterion}: {said}\nexperiment {one.experiment}\n{rows}")
+    else:
+        err.print(escape(repr(found.run)), highlight=False, soft_wrap=True)
+        document = found.document()
+        table = Table("", *(option["id"] for option in document["options"]), padding=(0, 0), pad_edge=False)
+        for label, cells in found.grid():
+            table.add_row(escape(label), *(escape(one.short) for one in cells))
+        out.print(table, escape(document["legend"]))
+    if found.note:
+        err.print(escape(found.note), highlight=False, soft_wrap=True)

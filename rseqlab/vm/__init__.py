@@ -1,0 +1,1 @@
+"""Real kernels in QEMU: find or fetch one, make a root image, boot it, collect what the guest measured."""
