@@ -56,7 +56,7 @@ class StudyRun:
     note: str | None = None
     """Why this run and not a newer one."""
 
-    others: Mapping[str, "StudyRun"] = field(default_factory=dict)
+    others: Mapping[str, "StudyRun"] = field(default_factory=dict, compare=False)
     """Group to the run that answers for its experiments where this run has none of them."""
 
     @cached_property
