@@ -81,6 +81,20 @@ def jemalloc() -> str:
     return require("libjemalloc.so.2", *JEMALLOC_PLACES)
 
 
+def with_jemalloc(environment: Mapping[str, str], options: str) -> dict[str, str]:
+    """The environment with jemalloc preloaded, behind what is preloaded already."""
+    preload = " ".join(filter(None, (environment.get("LD_PRELOAD"), jemalloc())))
+    return {**environment, "LD_PRELOAD": preload, "MALLOC_CONF": options}
+
+
+def jemalloc_says(statistics: str) -> str:
+    """What jemalloc's statistics say of its arenas. Raises Failed where they are not jemalloc's, or not by CPU."""
+    found = re.search(r'opt\.percpu_arena: "(\w+)"', statistics)
+    if not found or found[1] != "percpu":
+        raise Failed(f"the allocator says {found and found[0]}, not that it has an arena for each CPU")
+    return f"jemalloc {found[0]}"
+
+
 def wheels_folder() -> Path:
     """Where `make workloads` puts programs from PyPI, each in a folder of its own, outside the lab's venv."""
     return cache_folder() / "workloads"
@@ -179,47 +193,93 @@ def libc_size(pid: int) -> int | None:
         return int.from_bytes(memory.read(4), "little")
 
 
-def registration(pid: int) -> Registration:
-    """Asks the kernel about every thread of a running process, and the process's libc about itself."""
+def registration(*pids: int) -> Registration:
+    """Asks the kernel about every thread of running processes, and the first one's libc about itself."""
     areas = []
-    for task in sorted(Path(f"/proc/{pid}/task").iterdir(), key=lambda path: int(path.name)):
+    for task in sorted(path for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()):
         with contextlib.suppress(ProcessLookupError, ChildProcessError):  # a thread that has ended since
             areas.append(_area_of(int(task.name)))
     if not areas:
-        raise Failed(f"process {pid} ended before the kernel could be asked about its threads")
+        raise Failed(f"process {pids[0]} ended before the kernel could be asked about its threads")
     sizes = [size for address, size in areas if address]
     whose = "none"
     if sizes:
-        said = libc_size(pid)
+        said = libc_size(pids[0])
         if said is None:
             raise Failed("the program has an area, but not this system's libc that could say whose it is")
         whose = "libc" if said else "program"
     return Registration(whose, len(areas), len(sizes), sizes[0] if sizes else None)
 
 
-def switched(pid: int, mode: str, own: bool = False) -> Registration:
-    """The registration of a process that was started in ``mode``; raises Failed where the switch did not switch.
+SETTLE_S = 3
+"""A thread exists before its libc registers it; so long it may take."""
+
+
+def switched(*pids: int, mode: str, own: bool = False) -> Registration:
+    """The registration of processes that were started in ``mode``; Failed where the switch did not switch.
 
     ``own``: the program registers areas itself where libc does not.
     """
-    found = registration(pid)
     expected = "libc" if mode != "off" else ("program" if own else "none")
-    if found.owner != expected:
-        raise Failed(f"started with rseq {mode}, the areas belong to {found.owner}, not to {expected}")
-    if expected == "libc" and found.registered_threads != found.threads:
-        raise Failed(f"libc registered {found.registered_threads} of {found.threads} threads")
-    return found
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        found = registration(*pids)
+        whole = found.owner == expected and (expected != "libc" or found.registered_threads == found.threads)
+        if whole:
+            return found
+        if time.monotonic() > deadline:
+            raise Failed(
+                f"started with rseq {mode}, the areas belong to {found.owner}, not to {expected}: "
+                f"{found.registered_threads} of {found.threads} threads are registered"
+            )
+        time.sleep(POLL_S)
+
+
+def settled(running: "Running", mode: str) -> Registration:
+    """``switched`` of a program that has just been started: its libc has done its part when it sleeps or computes."""
+    if mode == "off":  # nothing is to come; but it must have come so far that something could have
+        running.until(lambda: libc_size(running.pid) is not None and _beyond_start(running.pid), "started")
+    return switched(running.pid, mode=mode)
+
+
+def _beyond_start(pid: int) -> bool:
+    """Whether the loader has handed over to the program: what it maps last is there."""
+    return any("libc.so" in path for _, _, path in _mappings(pid)) and bool(
+        re.search(r"\[heap\]", Path(f"/proc/{pid}/maps").read_text())
+    )
+
+
+def command_line(pid: int) -> bytes:
+    """What a process was started with."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def switched_at(running: "Running", mode: str, threads: int, own: bool = False) -> Registration:
+    """``switched`` of a program that works and ends by itself, asked when it has that many threads."""
+    path = Path(f"/proc/{running.pid}/task")
+    running.until(lambda: len(list(path.iterdir())) >= threads, f"running {threads} threads")
+    return switched(running.pid, mode=mode, own=own)
+
+
+def counted_and_timed(running: "Running", expected: int) -> tuple[int, int]:
+    """``operations=... elapsed_ns=...`` as the program says at its end; Failed where it did not do what was asked."""
+    found = re.search(r"^operations=(\d+) elapsed_ns=(\d+)$", running.wait(), re.M)
+    if not found or int(found[1]) != expected:
+        raise Failed(f"{running.name} did {found and found[1]} of {expected} operations: {running.tail()}")
+    return int(found[1]), int(found[2])
 
 
 def resident_kib(*pids: int) -> int:
-    """What the processes hold in memory: resident set sizes, summed (VmRSS, proc_pid_status(5))."""
-    texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-    return sum(int(re.search(r"^VmRSS:\s+(\d+) kB", text, re.M)[1]) for text in texts)
+    """What the processes hold in memory: resident set sizes, summed (VmRSS, proc_pid_status(5)).
 
-
-def peak_kib(pid: int) -> int:
-    """The largest resident set that the process had (VmHWM)."""
-    return int(re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)[1])
+    One that has ended meanwhile holds nothing.
+    """
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
+            total += int(found[1]) if found else 0
+    return total
 
 
 # --- a private place to run in --------------------------------------------------------------------
@@ -261,6 +321,11 @@ class Running:
             raise Failed(f"{self.name} ended with {code}: {self.tail()}")
         return self.said()
 
+    def tell(self, words: bytes) -> None:
+        """What it is to read; nothing more will come."""
+        with contextlib.suppress(BrokenPipeError), self.process.stdin as pipe:
+            pipe.write(words)
+
     def tail(self) -> str:
         """The end of what it said, fit for a reason."""
         return " ".join(self.said().split())[-400:] or "it said nothing"
@@ -287,6 +352,8 @@ class Running:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
 
 
 def children(pid: int) -> list[int]:
@@ -332,9 +399,12 @@ class Place:
         environment: Mapping[str, str],
         name: str | None = None,
         unprivileged: bool = False,
-        keep: Sequence[int] = (),
+        piped: bool = False,
     ) -> Running:
-        """Starts a program; what it says goes to a file. It is stopped when the place is left."""
+        """Starts a program; what it says goes to a file. It is stopped when the place is left.
+
+        ``piped``: it reads what it is told; otherwise nothing is there to read.
+        """
         name = name or Path(arguments[0]).name
         number, log = tempfile.mkstemp(prefix=f"{name}-", suffix=".log", dir=self.folder)
         who = stranger() if unprivileged else None
@@ -342,12 +412,11 @@ class Place:
         try:
             process = subprocess.Popen(
                 [str(word) for word in arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stdout=number,
                 stderr=subprocess.STDOUT,
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **environment},
                 cwd=self.folder,
-                pass_fds=tuple(keep),
                 preexec_fn=_die_with_parent,
                 **also,
             )

@@ -21,8 +21,7 @@ OPERATIONS = 200_000
 def _run(place: Place, environment: Mapping[str, str], mode: str, test: str) -> Result:
     """One server on a unix socket, one test of redis-benchmark, and what the server says of its allocator."""
     socket = place.folder / "redis.sock"
-    environment = {**environment, "MALLOC_CONF": workload.PERCPU}
-    environment["LD_PRELOAD"] = " ".join(filter(None, (environment.get("LD_PRELOAD"), workload.jemalloc())))
+    environment = workload.with_jemalloc(environment, workload.PERCPU)
     quiet = ("--port", "0", "--save", "", "--appendonly", "no", "--daemonize", "no")
     server = place.start(
         [workload.require("redis-server"), *quiet, "--unixsocket", socket, "--dir", place.folder],
@@ -30,7 +29,7 @@ def _run(place: Place, environment: Mapping[str, str], mode: str, test: str) -> 
     )
     client = [workload.require("redis-cli"), "-s", socket]
     server.until(lambda: socket.exists() and b"PONG" in _ask(place, client, "PING"), "answering")
-    seen = workload.switched(server.pid, mode)
+    seen = workload.switched(server.pid, mode=mode)
     driver = [workload.require("redis-benchmark"), "-s", socket, "-t", test, "-d", "512", "-r", "50000"]
     said = place.run([*driver, "-n", OPERATIONS, "-P", "16", "-c", "20", "--csv"], {})
     speed = re.findall(r'^"[^"]*","([\d.]+)"', said, re.M)
@@ -41,12 +40,9 @@ def _run(place: Place, environment: Mapping[str, str], mode: str, test: str) -> 
         raise Failed(f"redis-server counts {done} commands, redis-benchmark sent {OPERATIONS}")
     held = workload.resident_kib(server.pid)
     stats = _ask(place, client, "MEMORY", "MALLOC-STATS").decode(errors="replace")
-    arena = re.search(r'opt\.percpu_arena: "(\w+)"', stats)
-    if not arena:
-        raise Failed("redis-server's allocator does not say that it has arenas for each CPU")
+    reported = workload.jemalloc_says(stats)
     _ask(place, client, "SHUTDOWN", "NOSAVE")
     server.wait()
-    reported = f"jemalloc opt.percpu_arena: {arena[1]}"
     return Result(OPERATIONS, round(OPERATIONS / float(speed[0]) * 1e9), seen, held, reported)
 
 
