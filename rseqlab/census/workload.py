@@ -96,14 +96,14 @@ def jemalloc_says(statistics: str) -> str:
 
 
 def wheels_folder() -> Path:
-    """Where `make workloads` puts programs from PyPI, each in a folder of its own, outside the lab's venv."""
+    """Where `make workloads` puts programs from PyPI, outside the lab's venv."""
     return cache_folder() / "workloads"
 
 
 def wheel(name: str, sign: str) -> Need:
-    """The need for a program from PyPI; ``sign`` is a file in its folder that shows that it is there."""
-    there = f"No {name} was found in the lab's cache; install it with: make workloads"
-    return Need(name, lambda: None if any((wheels_folder() / name).glob(sign)) else there)
+    """The need for a program from PyPI; ``sign`` is a file (a glob) that shows that it is there."""
+    remedy = f"No {name} was found in the lab's cache; install it with: make workloads"
+    return Need(name, lambda: None if any(wheels_folder().glob(sign)) else remedy)
 
 
 # --- the switch, checked --------------------------------------------------------------------------

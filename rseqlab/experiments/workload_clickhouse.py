@@ -44,7 +44,7 @@ def _run(place: Place, environment: Mapping[str, str], mode: str) -> Result:
     words = [place.folder / "database", THREADS, NUMBERS, KEYS]
     running = place.start(
         [sys.executable, "-B", "-c", SCRIPT, *words],
-        {**environment, "PYTHONPATH": str(workload.wheels_folder() / WHEEL), "HOME": str(place.folder)},
+        {**environment, "PYTHONPATH": str(workload.wheels_folder()), "HOME": str(place.folder)},
         name="clickhouse",
         piped=True,
     )

@@ -1,7 +1,7 @@
 """workload-cpp: does a C++ program with threads gain by rseq where its allocator has an arena for each CPU?
 
 Blocks are allocated in one thread and freed in the next. jemalloc asks libc for the CPU only where its cache for
-each thread does not have a block, so there is a load without that cache too: the most that can be gained.
+each thread does not have a block, and another thread used the arena last; so there is a load without that cache too.
 """
 
 from collections.abc import Iterator, Mapping

@@ -52,7 +52,7 @@ LOG = """
 
 def program() -> str:
     """The path of Envoy in the lab's cache."""
-    found = sorted((workload.wheels_folder() / WHEEL).glob("envoy/_bin/envoy"))
+    found = sorted(workload.wheels_folder().glob("envoy/_bin/envoy"))
     if not found:
         raise Failed("envoy was there when the run was planned and is gone")
     return str(found[0])

@@ -1,7 +1,8 @@
 """workload-jvm: does a JVM gain by rseq whose collector asks for its CPU?
 
-HotSpot's ZGC keeps pages for each CPU and asks libc which one it is on (sched_getcpu()), where a thread's own
-allocation buffer is used up; without those buffers every allocation asks. G1, which does not ask, is the control.
+HotSpot's ZGC keeps pages for each CPU and asks libc which one it is on (sched_getcpu()) where a thread's own
+allocation buffer is used up, and the thread was not the last that it saw on its CPU. The same is run without those
+buffers, where every allocation takes from the CPU's page. G1, which does not ask, is the control; the counts say.
 """
 
 import re
@@ -15,8 +16,8 @@ from rseqlab.lab.experiment import Task
 
 _SOURCE = PACKAGE / "experiments" / "c" / "Allocate.java"
 THREADS = 4
-JAVA = workload.command("java", "openjdk-17-jdk-headless")
-COMPILER = workload.command("javac", "openjdk-17-jdk-headless")
+JAVA = workload.command("java", "default-jdk-headless")
+COMPILER = workload.command("javac", "default-jdk-headless")
 
 
 def _run(
@@ -55,7 +56,7 @@ LOADS = (
     _load("zgc", "threads allocate arrays under ZGC", "The Z Garbage Collector", ("-XX:+UseZGC",), 2_500_000),
     _load(
         "zgc, no thread buffers",
-        "the same with -XX:-UseTLAB: every allocation asks for the CPU",
+        "the same with -XX:-UseTLAB: every allocation takes from the page of a CPU",
         "The Z Garbage Collector",
         ("-XX:+UseZGC", "-XX:-UseTLAB"),
         1_000_000,
