@@ -393,6 +393,10 @@ class Place:
     def __exit__(self, *_) -> None:
         self._stack.close()
 
+    def afterwards(self, do: Callable[[], object]) -> None:
+        """Done when everything that is started from now on has been stopped."""
+        self._stack.callback(do)
+
     def start(
         self,
         arguments: Sequence[str],

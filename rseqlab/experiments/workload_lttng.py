@@ -33,6 +33,7 @@ HEADERS = Need(
         else f"No headers of LTTng-UST were found; {workload.apt('liblttng-ust-dev')}"
     ),
 )
+_SHARED = Path("/dev/shm")
 WAIT_FILES = "lttng-ust-wait-*"
 """LTTng leaves one for each user in /dev/shm; what a run adds there it removes."""
 
@@ -50,16 +51,9 @@ def _buffer_bytes() -> int:
 
 
 def _run(place: Place, environment: Mapping[str, str], mode: str) -> Result:
-    before = set(Path("/dev/shm").glob(WAIT_FILES))
-    try:
-        return _traced(place, environment, mode)
-    finally:
-        for added in set(Path("/dev/shm").glob(WAIT_FILES)) - before:
-            added.unlink(missing_ok=True)
-
-
-def _traced(place: Place, environment: Mapping[str, str], mode: str) -> Result:
     """A session daemon of its own, one session, one traced program; nobody's privileges."""
+    before = set(_SHARED.glob(WAIT_FILES))
+    place.afterwards(lambda: [added.unlink() for added in set(_SHARED.glob(WAIT_FILES)) - before])
     home = {"HOME": str(place.folder), "LTTNG_HOME": str(place.folder)}
     daemon = place.start([workload.require("lttng-sessiond"), "--no-kernel"], home, unprivileged=True)
     sockets = place.folder / ".lttng"
@@ -81,7 +75,7 @@ def _traced(place: Place, environment: Mapping[str, str], mode: str) -> Result:
     control("stop", "lab")
     lost = sum(map(int, re.findall(r"Discarded events:\s+(\d+)", control("list", "lab"))))
     control("destroy", "lab")
-    counter = ["-c", "sink.utils.counter", "-p", f"step=+{0}"]
+    counter = ["-c", "sink.utils.counter", "-p", "step=+0"]  # only the sum at the end
     said = place.run([workload.require("babeltrace2"), str(place.folder / "trace"), *counter], home)
     recorded = int(re.findall(r"(\d+) Event messages?", said)[-1])
     if recorded + lost != operations:
