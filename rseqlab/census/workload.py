@@ -506,8 +506,6 @@ class Load:
     name: str
     about: str
     run: Callable[[Place, Mapping[str, str], str], Result] = field(compare=False)
-    counted: bool = True
-    """Whether its calls of sched_getcpu() are counted in a run of their own."""
 
 
 COLUMNS = (
@@ -556,11 +554,8 @@ def experiment(
             )
             for number in range(parts)
         ]
-        asked = [load for load in loads if load.counted]
-        if asked:
-            arguments = {"kind": COUNTED, "library": library}
-            found.insert(0, Part(COUNTED, len(asked), whole, LIBC_OWNS, arguments, refusal or libc_refusal()))
-        return found
+        arguments = {"kind": COUNTED, "library": library}
+        return [Part(COUNTED, len(loads), whole, LIBC_OWNS, arguments, refusal or libc_refusal()), *found]
 
     return Experiment(
         name=name,
@@ -593,7 +588,7 @@ def rows(task: Task, loads: Sequence[Load]) -> Iterator[dict]:
 
 
 def _counted(task: Task, loads: Sequence[Load]) -> Iterator[dict]:
-    for position, load in enumerate(load for load in loads if load.counted):
+    for position, load in enumerate(loads):
         if task.pending(0, load.name, COUNTED):
             with Place() as place:
                 file = place.folder / "calls"

@@ -121,7 +121,6 @@ def _load(name: str, about: str, workers: int, logged: bool) -> Load:
         f"envoy {name}",
         about,
         lambda place, environment, mode: _run(place, environment, mode, workers, logged),
-        counted=False,
     )
 
 

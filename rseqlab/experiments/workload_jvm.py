@@ -7,6 +7,7 @@ buffers, where every allocation takes from the CPU's page. G1, which does not as
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from rseqlab.census import workload
 from rseqlab.census.workload import Load, Place, Result
@@ -20,10 +21,17 @@ JAVA = workload.command("java", "default-jdk-headless")
 COMPILER = workload.command("javac", "default-jdk-headless")
 
 
+def _prepare(place: Place) -> Path:
+    """The folder of the compiled program."""
+    place.run([workload.require("javac"), "-d", place.folder, _SOURCE], {"HOME": str(place.folder)})
+    return place.folder
+
+
 def _run(
     place: Place,
     environment: Mapping[str, str],
     mode: str,
+    classes: Path,
     collector: str,
     flags: tuple[str, ...],
     blocks: int,
@@ -31,7 +39,7 @@ def _run(
     # Without UsePerfData no file of the JVM is left in /tmp.
     always = ("-Xms512m", "-Xmx512m", "-XX:-UsePerfData", "-Xlog:gc,gc+init:stdout", *flags)
     running = place.start(
-        [workload.require("java"), *always, str(_SOURCE), THREADS, blocks],
+        [workload.require("java"), *always, "-cp", classes, "Allocate", THREADS, blocks],
         {**environment, "HOME": str(place.folder)},
     )
     seen = workload.switched_at(running, mode, threads=8)
@@ -44,30 +52,39 @@ def _run(
     return Result(operations, elapsed_ns, seen, reported=said[0])
 
 
-def _load(name: str, about: str, collector: str, flags: tuple[str, ...], blocks: int) -> Load:
-    return Load(
-        f"java {name}",
-        about,
-        lambda place, environment, mode: _run(place, environment, mode, collector, flags, blocks),
+ZGC, G1 = "The Z Garbage Collector", "G1"
+
+
+def _loads(classes: Path | None) -> tuple[Load, ...]:
+    def load(name: str, about: str, collector: str, flags: tuple[str, ...], blocks: int) -> Load:
+        return Load(
+            f"java {name}",
+            about,
+            lambda place, environment, mode: _run(
+                place, environment, mode, classes, collector, flags, blocks
+            ),
+        )
+
+    return (
+        load("zgc", "threads allocate arrays under ZGC", ZGC, ("-XX:+UseZGC",), 2_500_000),
+        load(
+            "zgc, no thread buffers",
+            "the same with -XX:-UseTLAB: every allocation takes from the page of a CPU",
+            ZGC,
+            ("-XX:+UseZGC", "-XX:-UseTLAB"),
+            1_000_000,
+        ),
+        load("g1", "the same under G1, which does not ask: the control", G1, ("-XX:+UseG1GC",), 3_000_000),
     )
 
 
-LOADS = (
-    _load("zgc", "threads allocate arrays under ZGC", "The Z Garbage Collector", ("-XX:+UseZGC",), 2_500_000),
-    _load(
-        "zgc, no thread buffers",
-        "the same with -XX:-UseTLAB: every allocation takes from the page of a CPU",
-        "The Z Garbage Collector",
-        ("-XX:+UseZGC", "-XX:-UseTLAB"),
-        1_000_000,
-    ),
-    _load("g1", "the same under G1, which does not ask: the control", "G1", ("-XX:+UseG1GC",), 5_000_000),
-)
+LOADS = _loads(None)
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one part."""
-    yield from workload.rows(task, LOADS)
+    with Place() as kept:
+        yield from workload.rows(task, _loads(_prepare(kept)))
 
 
 EXPERIMENT = workload.experiment(

@@ -69,7 +69,12 @@ def _run(place: Place, environment: Mapping[str, str], mode: str) -> Result:
     control("enable-channel", "-u", "-s", "lab", *sizes, "--buffers-pid", "numbers")
     control("enable-event", "-u", "-s", "lab", "-c", "numbers", "rseqlab_traced:number")
     control("start", "lab")
-    running = place.start([program(), EVENTS], {**environment, **home}, name="traced", unprivileged=True)
+    running = place.start(
+        ["taskset", "-c", str(host.allowed_cpus()[-1]), program(), EVENTS],
+        {**environment, **home},
+        name="traced",
+        unprivileged=True,
+    )
     seen = workload.switched_at(running, mode, threads=3)  # its own, and two that listen to the daemon
     operations, elapsed_ns = workload.counted_and_timed(running, EVENTS)
     control("stop", "lab")
@@ -89,7 +94,9 @@ def _quietly(place: Place, words: list[str], environment: Mapping[str, str]) -> 
     return running.said() if running.process.returncode == 0 else "Error"
 
 
-LOADS = (Load("lttng-ust", "one thread emits events with one number each into buffers by CPU", _run),)
+LOADS = (
+    Load("lttng-ust", "one thread on one CPU emits events with one number each into that CPU's buffer", _run),
+)
 
 
 def measure(task: Task) -> Iterator[dict]:
