@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -104,16 +105,17 @@ def test_nothing_is_left_of_a_place_whose_process_was_killed():
     code = """
         from rseqlab.census.workload import Place
         place = Place().__enter__()
-        running = place.start(["sleep", "600"], {})
-        print(place.folder, running.pid, flush=True)
+        running = place.start(["sh", "-c", "cd /; setsid sleep 600 & echo $!; wait"], {})
+        daemon = running.until(running.said, "up")
+        print(place.folder, running.pid, daemon, flush=True)
         running.wait(600)
     """
-    code = "\n".join(line[8:] for line in code.splitlines())
+    code = textwrap.dedent(code)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
-        folder, pid = owner.stdout.readline().split()
-        assert Path(folder).exists()
+        folder, pid, daemon = owner.stdout.readline().split()
+        assert Path(folder).exists() and not gone(int(daemon))
         owner.kill()
-    assert eventually(lambda: gone(int(pid)) and not Path(folder).exists())
+    assert eventually(lambda: gone(int(pid)) and gone(int(daemon)) and not Path(folder).exists())
 
 
 def test_a_program_that_fails_or_hangs_is_a_failure_in_words():

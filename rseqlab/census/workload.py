@@ -6,7 +6,7 @@ process's memory, what libc says of itself (``__rseq_size``), which tells libc's
 
 Servers listen on sockets in a private folder or on loopback. A process dies with the lab's child by three ways:
 it is stopped at the end of a ``with``, it is in the process group that the lab kills, and the kernel kills it
-when its parent dies; a keeper outside that group removes the folder whatever happens.
+when its parent dies; a keeper outside that group kills what got away from all three, and removes the folder.
 """
 
 import contextlib
@@ -284,8 +284,18 @@ def resident_kib(*pids: int) -> int:
 
 # --- a private place to run in --------------------------------------------------------------------
 
-KEEPER = 'read -r _; for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" 2>/dev/null && break; sleep 0.3; done'
-"""Waits until the other end of its pipe is gone, by whatever death, and removes the folder."""
+KEEPER = """
+read -r _
+for path in $(grep -lsFe "RSEQLAB_PLACE=$1" /proc/[0-9]*/environ
+              find /proc/[0-9]*/cwd -maxdepth 0 -lname "$1*" 2>/dev/null); do
+    path=${path#/proc/}
+    kill -9 "${path%%/*}" 2>/dev/null
+done
+for _ in 1 2 3 4 5 6 7 8 9 10; do rm -rf -- "$1" 2>/dev/null && break; sleep 0.3; done
+"""
+"""Waits until the other end of its pipe is gone, by whatever death; kills what still runs in the folder or was
+started for it (a daemon leaves its group and its parent); removes the folder."""
+KEEPER_S = 15
 
 
 def stranger() -> pwd.struct_passwd | None:
@@ -384,7 +394,7 @@ class Place:
         keeper = subprocess.Popen(
             ["sh", "-c", KEEPER, "keeper", str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
         )
-        self._stack.callback(keeper.wait, STOP_S)
+        self._stack.callback(keeper.wait, KEEPER_S)
         self._stack.callback(keeper.stdin.close)
         if one := stranger():
             os.chown(self.folder, one.pw_uid, one.pw_gid)
@@ -419,7 +429,12 @@ class Place:
                 stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
                 stdout=number,
                 stderr=subprocess.STDOUT,
-                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **environment},
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath),
+                    "LC_ALL": "C.UTF-8",
+                    **environment,
+                    "RSEQLAB_PLACE": str(self.folder),
+                },
                 cwd=self.folder,
                 preexec_fn=_die_with_parent,
                 **also,

@@ -5,16 +5,26 @@ kernel has work with a registered area, if it has any. The first three are perf'
 """
 
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 from rseqlab import host
 from rseqlab.census import workload
-from rseqlab.census.workload import Load, Place, Result, Running
+from rseqlab.census.workload import Load, Need, Place, Result, Running
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import Task
 
-PERF = workload.command("perf", "linux-perf", "/usr/bin/perf_*")
+
+def _no_perf() -> str | None:
+    """Ubuntu's perf is a script that looks for one of the running kernel, and may find none."""
+    path = workload.find("perf")
+    if path and not subprocess.run([path, "--version"], capture_output=True, timeout=20).returncode:
+        return None
+    return f"{'perf does not start' if path else 'No perf was found'}; {workload.apt('linux-perf')}"
+
+
+PERF = Need("perf", _no_perf)
 SHELL = workload.command("dash", "dash")
 
 CALLS, PIPES, PROGRAMS = 3_000_000, 80_000, 1_000

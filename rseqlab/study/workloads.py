@@ -187,7 +187,7 @@ def table(run: StudyRun) -> Table:
 
 @_shows_missing
 def forest(run: StudyRun) -> Figure:
-    """Every program's ratio with its interval, the control in grey beside it."""
+    """Every program's ratio with its interval, and the control beside it."""
     found = effects(run)
     numbers = pd.DataFrame(
         [
@@ -346,7 +346,8 @@ def _lines(run: StudyRun) -> Iterator[str]:
 
 def _saved(run: StudyRun, one: Effect) -> str:
     """How much the calls of sched_getcpu() can make out, by what one costs with rseq and without."""
-    if not one.calls_per_operation:
+    loops, programs = run.source("cpu-id-read"), run.source(one.experiment)
+    if not one.calls_per_operation or loops.facts["cpu_model"] != programs.facts["cpu_model"]:
         return ""
     try:
         costs = {
@@ -359,8 +360,12 @@ def _saved(run: StudyRun, one: Effect) -> str:
     share = 100 * saved_ns * one.off_per_second / 1e9
     return (
         f" By the cost of one call (cpu-id-read: {costs['libc']:.1f} ns with rseq, {costs['none']:.1f} ns without) "
-        f"that makes out {share:.2g} % of one CPU's time."
+        f"that makes out {_share(share)} of one CPU's time."
     )
+
+
+def _share(percent: float) -> str:
+    return f"{percent:.2f} %" if percent >= 0.01 else "less than 0.01 %"
 
 
 def _collision_lines(run: StudyRun) -> Iterator[str]:
