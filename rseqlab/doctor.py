@@ -29,6 +29,7 @@ OPTIONAL_TOOLS = {
     "aarch64 user emulator": ("qemu-aarch64", "qemu-aarch64-static"),
     "static ABI checker": ("abidiff",),
     "browser": ("chromium", "chromium-browser", "google-chrome"),
+    "server under load": ("redis-server",),
 }
 """What the optional parts use, and the commands of which one is enough; `make deps` installs them."""
 
