@@ -107,6 +107,8 @@ def render(notebooks: Sequence[tuple[str, nbformat.NotebookNode]], identity: Ide
         status_counts=Counter(experiment["status"] for experiment in identity.experiments),
         status_marks=STATUS_MARKS,
         sections=sections,
+        # A run describes itself at the top, unless the first notebook is the answer and stands there.
+        answer_first=len(sections) > 1 and notebooks[0][0].startswith("00"),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
