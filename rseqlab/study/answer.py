@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, judge
+from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, Tally, judge
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 
@@ -159,7 +159,25 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
     return sentence, "timed on this machine"
 
 
-def what_would_change(run: StudyRun) -> list[str]:
+class Lines(list):
+    """Sentences, one below the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self)}</ul>"
+
+
+def ledger(run: StudyRun) -> Lines:
+    """How many claims have which verdict on this run, and those that fail or stay open."""
+    judged = judge(run)
+    bad = [one for one in judged if one.finding.verdict in (FAILS, INCONCLUSIVE)]
+    told = (f"{one.claim.id} {one.finding.verdict}: {one.claim.sentence}." for one in bad)
+    return Lines([Tally(judged).sentence, *told])
+
+
+def what_would_change(run: StudyRun) -> Lines:
     """What another result would have to look like, for each answer."""
     open_ones = [one for one in judge(run) if one.finding.verdict == INCONCLUSIVE]
     lines = [
@@ -171,4 +189,4 @@ def what_would_change(run: StudyRun) -> list[str]:
     if open_ones:
         names = ", ".join(one.claim.id for one in open_ones)
         lines.append(f"This run leaves open, for want of a narrower interval: {names}.")
-    return lines
+    return Lines(lines)
