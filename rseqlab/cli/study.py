@@ -18,9 +18,22 @@ def report(
         Path | None, typer.Option("--out", metavar="DIR", help="Where index.html goes; report/ by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it even where nothing changed.")] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare", metavar="DIR", help="Several times: runs, or a study of runs, side by side."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Execute the notebooks on a run and write one self-contained HTML file."""
+    if compare:
+        if run_folder is not None or force:
+            raise UsageError(
+                "--compare names the runs itself and is always written; leave out --run and --force."
+            )
+        _compare(compare, folder, as_json)
+        return
     from rseqlab.lab.runner import project_root
     from rseqlab.progress import progress
     from rseqlab.study import notebook, publish
@@ -167,3 +180,21 @@ def evidence(
         )
     else:
         print(text, end="")
+
+
+def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:
+    """`report --compare`: one page of runs side by side."""
+    from rseqlab.lab.runner import project_root
+    from rseqlab.study import report as page
+    from rseqlab.study.compare import Comparison, open_runs
+
+    with err.status("Comparing"):
+        found = Comparison(open_runs(folders))
+        html = page.render([("side by side", found.notebook())], found.identity())
+        path = page.write(html, (folder or project_root() / "report") / "compare.html")
+    if as_json:
+        print_json({"schema": "rseqlab/compare", "version": 1, "path": str(path), **found.document()})
+        return
+    for name in found.names:
+        out.print(escape(name), highlight=False, soft_wrap=True)
+    out.print(f"{escape(found.sentence())}\n{escape(str(path))}: written", highlight=False, soft_wrap=True)
