@@ -14,10 +14,10 @@ from rseqlab.lab.timing import Variant, interleaved, pinned
 
 NAMES = ("one", "other", "again")
 PROFILE = {
-    "quick": {"repeats": 4, "processes": 5, "rounds": 6, "batch_ns": 1_000_000},
-    "full": {"repeats": 100, "processes": 5, "rounds": 6, "batch_ns": 1_000_000},
+    "quick": {"repeats": 4, "processes": 8, "rounds": 4, "batch_ns": 1_000_000},
+    "full": {"repeats": 100, "processes": 8, "rounds": 4, "batch_ns": 1_000_000},
 }
-"""As few processes and pairs as a verdict needs at least: more would only make a false one rarer."""
+"""As few processes and hardly more pairs than a verdict needs at least: more would only make a false one rarer."""
 
 
 def plan(profile: str) -> list[Part]:
@@ -72,7 +72,7 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "name"),
     needs=(LINUX, NATIVE),
-    seconds={"quick": 5, "full": 120},
+    seconds={"quick": 5, "full": 200},
     plan=plan,
     measure=measure,
 )
