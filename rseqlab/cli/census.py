@@ -33,12 +33,16 @@ def census(
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where the packages' bundle goes; a new folder by default."),
+        typer.Option(
+            "--out", metavar="DIR", help="Where the packages' bundle goes; a new folder by default."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out DIR.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Processes that read; one for each CPU by default."),
+        typer.Option(
+            "--workers", metavar="N", min=1, help="Processes that read; one for each CPU by default."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
