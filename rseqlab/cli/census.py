@@ -1,5 +1,6 @@
 """census: who uses rseq, in files, in running processes, in packages."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +105,23 @@ def _live(pids: list[int] | None, workers: int | None, as_json: bool) -> None:
 
 
 def _trace(seconds: float, as_json: bool) -> None:
-    raise LabError("The trace is not built yet.")
+    from rseqlab.census import trace
+
+    with err.status("Attaching to the kernel's tracepoints") as status:
+        document, interrupted = trace.census(seconds, status.update)
+    if as_json:
+        print_json(document)
+    else:
+        for line in trace.sentences(document):
+            out.print(escape(line), highlight=False, soft_wrap=True)
+        table = Table("process", "pid", "updates", "aborts", "calls")
+        for row in document["processes"]:
+            counts = (str(row[key]) for key in ("updates", "aborts", "calls"))
+            table.add_row(escape(row["name"]), str(row["pid"]), *counts)
+        out.print(table)
+    if interrupted:  # what was counted is there, and must stay the only document
+        err.print("rseqlab: Interrupted. What was counted until then is above.", highlight=False)
+        sys.exit(130)
 
 
 def _packages(
