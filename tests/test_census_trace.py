@@ -1,5 +1,6 @@
 """The trace on real kernels' tracepoints: its counts against a load's own, and what is left behind: nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -27,13 +28,21 @@ def allowed(request):
         require_or_skip(trace.obstacle() is None, "bpftrace", "install it with `make deps`")
 
 
-def traced():
-    """Every bpftrace that runs."""
-    return {
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.exists() and path.read_text() == "bpftrace\n"
-    }
+def watchers(pid):
+    """Every bpftrace below this process."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            if name == "bpftrace" and pid in ancestors(int(rest.split()[1])):
+                found.add(int(path.parent.name))
+    return found
+
+
+def ancestors(pid):
+    while pid > 1:
+        yield pid
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def mounts():
@@ -59,7 +68,7 @@ def test_registrations_are_counted_by_process_and_hostile_names_are_harmless():
                 libc.syscall({334 if os.uname().machine == "x86_64" else 293}, None, 0, 0, 0)
             time.sleep(0.01)
         """
-    before = mounts(), traced()
+    before = mounts()
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)]) as caller:
         try:
             document, interrupted = trace.census(1, measure_overhead=False)
@@ -72,15 +81,15 @@ def test_registrations_are_counted_by_process_and_hostile_names_are_harmless():
     assert all(count == 0 for count in document["unlisted"].values())
     for line in trace.sentences(document):
         assert line.isprintable()
-    assert (mounts(), traced()) == before
+    assert mounts() == before and not watchers(os.getpid())
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_behind_however_it_ends(how):
-    before = mounts(), traced()
+    before = mounts()
     with subprocess.Popen([*COMMAND, "60", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as lab:
         end = time.monotonic() + 30
-        while traced() <= before[1] and time.monotonic() < end:
+        while not (below := watchers(lab.pid)) and time.monotonic() < end:
             time.sleep(0.05)
         time.sleep(trace.LINES_EVERY_S + 2)
         lab.send_signal(how)
@@ -93,9 +102,10 @@ def test_nothing_is_left_behind_however_it_ends(how):
     else:
         assert lab.returncode == -how
     end = time.monotonic() + 5
-    while (mounts(), traced()) != before and time.monotonic() < end:
+    while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < end:
         time.sleep(0.05)
-    assert (mounts(), traced()) == before
+    assert below and not any(Path(f"/proc/{pid}").exists() for pid in below)
+    assert mounts() == before
 
 
 def test_who_may_not_watch_is_refused_with_the_reason():

@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import statistics
@@ -38,7 +39,7 @@ EVENTS = {
 MOST_PROCESSES = 65536
 """Names that the kernel keeps a count for; what comes after is counted in the total alone."""
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S, RESEND_S = 30, 0.5
 LINES_EVERY_S = 2
 REMEDY = "`make deps` installs bpftrace"
 
@@ -129,6 +130,7 @@ class Counting:
         self.totals = dict.fromkeys(events, 0)
         self.said: list[str] = []
         self.buffered = b""
+        self.ended = False
 
     def wait_until_attached(self) -> None:
         end = time.monotonic() + START_TIMEOUT_S
@@ -136,28 +138,44 @@ class Counting:
             for kind, value in self._read(end):
                 if kind == "printf" and value == ATTACHED:
                     return
-            if self.process.poll() is not None:
+            if self.ended:
                 break
         raise Failed(f"bpftrace did not attach: {' '.join(self.said)[-500:] or 'it said nothing'}")
 
     def finish(self) -> None:
-        """Stop it; it tells the last counts as it ends."""
-        self.process.send_signal(signal.SIGINT)
+        """Stop it; it tells the last counts as it ends.
+
+        bpftrace hears a signal only while it waits for events (0.17): one that comes between is lost, and is
+        sent again for as long as it still catches them. What it prints last, a signal would cut short.
+        """
         end = time.monotonic() + START_TIMEOUT_S
-        while self._read(end):
-            pass
-        if time.monotonic() >= end:
-            raise Failed(f"bpftrace did not end within {START_TIMEOUT_S} s of SIGINT")
+        while time.monotonic() < end:
+            if self._catches_signals():
+                self.process.send_signal(signal.SIGINT)
+            again = time.monotonic() + RESEND_S
+            while time.monotonic() < again:
+                if not self._read(again) and self.ended:
+                    if code := self.process.wait(timeout=START_TIMEOUT_S):
+                        raise Failed(f"bpftrace ended with {code}: {' '.join(self.said)[-500:]}")
+                    return
+        raise Failed(f"bpftrace did not end within {START_TIMEOUT_S} s of SIGINT")
+
+    def _catches_signals(self) -> bool:
+        with suppress(OSError):
+            caught = re.search(
+                r"^SigCgt:\s+(\S+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M
+            )
+            return bool(caught and int(caught[1], 16) & 1 << signal.SIGINT - 1)
+        return False
 
     def read_until(self, end: float) -> bool:
         """Take what it tells until there is something, or until that time. Whether it told something."""
         return bool(self._read(end))
 
     def _read(self, end: float) -> list[tuple[str, object]]:
-        import select
-
         ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, end - time.monotonic()))
         data = os.read(self.process.stdout.fileno(), 1 << 20) if ready else b""
+        self.ended = bool(ready) and not data
         *lines, self.buffered = (self.buffered + data).split(b"\n")
         found = [("data", None)] if data else []
         for line in lines:
@@ -247,7 +265,7 @@ def watch(arguments: Mapping) -> Iterator[dict]:
             while time.monotonic() < end:
                 if counting.read_until(end):
                     yield row(counting)
-                elif counting.process.poll() is not None:
+                elif counting.ended:
                     raise Failed(f"bpftrace ended early: {' '.join(counting.said)[-500:]}")
             elapsed_ns = time.monotonic_ns() - started
             counting.finish()
