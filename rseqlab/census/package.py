@@ -27,6 +27,7 @@ import rseqlab
 from rseqlab.census.process import printable
 from rseqlab.errors import LabError, UsageError
 from rseqlab.lab import bundle
+from rseqlab.lab.runner import project_root
 
 RECORDS = "packages.jsonl"
 MOST_SENT_BYTES = 256 << 20
@@ -92,13 +93,19 @@ def read_one(scanner: Scanner, path: str, digest: str) -> dict:
         "digest": digest,
         "bytes": os.stat(path).st_size,
         "files_read": answer.get("files", 0),
-        "files": _sorted({k: v for k, v in row.items() if k != "path"} for row in answer["rows"]),
-        "refused": _sorted({k: v for k, v in row.items() if k != "path"} for row in answer["refused"]),
+        "files": _sorted(map(_member, answer["rows"])),
+        "refused": _sorted(map(_member, answer["refused"])),
         "reason": None,
         "path": printable(os.fsencode(path)),
         "elapsed_ns": time.monotonic_ns() - started,
         "worker": None,
     }
+
+
+def _member(row: Mapping) -> dict:
+    """A finding of a file in a package: where the package lay does not belong to it."""
+    kept = {key: value for key, value in row.items() if key != "path"}
+    return kept | {"member": printable(os.fsencode(row["member"])) if row["member"] is not None else None}
 
 
 def _sorted(rows: Iterable[dict]) -> list[dict]:
@@ -591,6 +598,44 @@ def census_archives(
         folder=printable(str(folder)),
         cluster=printable(cluster) if cluster else None,
     )
+
+
+def new_folder() -> Path:
+    """Where a bundle of packages goes that nobody named: among the runs, by the time."""
+    return project_root() / "runs" / time.strftime("packages-%Y%m%dT%H%M%SZ", time.gmtime())
+
+
+def sentences(document: Mapping) -> Iterator[str]:
+    """The summary in words."""
+    totals = document["totals"]
+    seconds = totals["elapsed_ns"] / 1e9
+    which = "installed packages" if document["mode"] == "installed" else "package files"
+    yield (
+        f"{totals['packages']} {which}, {totals['files_read']} files, in {seconds:.1f} s: "
+        f"{totals['with_evidence']} have files with evidence of rseq."
+    )
+    if document["packages_by_class"]:
+        classes = ", ".join(f"{name} {count}" for name, count in document["packages_by_class"].items())
+        yield f"Packages by what their files do (one may do several): {classes}."
+    if totals["already_there"]:
+        yield f"{totals['already_there']} were there already."
+    for one in document["packages"]:
+        if one["reason"]:
+            yield f"Refused: {one['package']}: {one['reason']}"
+    refused = sum(len(one["refused"]) for one in document["packages"])
+    if refused:
+        yield f"{refused} files within packages could not be read; --json lists each with the reason."
+    if totals["folder"]:
+        yield f"The records are in {totals['folder']}."
+
+
+def lines(document: Mapping) -> Iterator[tuple[str, ...]]:
+    """The packages with evidence."""
+    for one in document["packages"]:
+        if one["files"]:
+            classes = ", ".join(f"{name} {count}" for name, count in one["classes"].items())
+            origins = sorted({str(origin) for row in one["files"] for origin in row.get("origin") or ()})
+            yield one["package"], one["version"] or "", classes, ", ".join(map(printable, origins))
 
 
 def lasting(record: Mapping) -> dict:

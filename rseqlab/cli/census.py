@@ -1,6 +1,8 @@
 """census: who uses rseq, in files, in running processes, in packages."""
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -91,8 +93,15 @@ def _files(paths: list[str], workers: int | None, as_json: bool) -> None:
 def _live(pids: list[int] | None, workers: int | None, as_json: bool) -> None:
     from rseqlab.census import process
 
-    with err.status("Asking every thread"):
-        document = process.census(pids=pids or None)
+    from rseqlab.census.scan import scan
+
+    with err.status("Asking every thread") as status:
+
+        def join(paths: list[str]) -> dict:
+            status.update(f"Reading the {len(paths)} files that are mapped")
+            return scan(paths, workers)
+
+        document = process.census(join, pids or None)
     if as_json:
         print_json(document)
         return
@@ -133,4 +142,39 @@ def _packages(
     as_json: bool,
 ) -> None:
     """``archive`` lists package files; without it the installed packages are meant."""
-    raise LabError("The census of packages is not built yet.")
+    from rseqlab.census import package
+
+    if archive is None:
+        stray = {"--cluster": cluster is not None, "--out": folder is not None, "--resume": resume}
+        if given := [name for name, there in stray.items() if there]:
+            raise UsageError(
+                f"{', '.join(given)}: for --archive; the installed packages are read here, at once."
+            )
+        with _progress("packages' files") as step:
+            document = package.census_installed(workers, step)
+    else:
+        paths = package.read_list(archive)
+        if resume and folder is None:
+            raise UsageError("--resume goes on with --out DIR; name the folder.")
+        folder = folder or package.new_folder()
+        with _progress("packages") as step:
+            document = package.census_archives(
+                paths, folder, resume, cluster, workers, lambda done: step(done, len(paths))
+            )
+    if as_json:
+        print_json(document)
+        return
+    for line in package.sentences(document):
+        out.print(escape(line), highlight=False, soft_wrap=True)
+    table = Table("package", "version", "files by class", "origin")
+    for row in package.lines(document):
+        table.add_row(*map(escape, row))
+    out.print(table)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    from rseqlab.progress import progress
+
+    with progress([(name, 60.0)]) as show:
+        yield lambda done, total: show(name, done, total)

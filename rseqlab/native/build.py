@@ -20,6 +20,7 @@ CORE_SOURCES = (
     "techniques.c",
     "abort.c",
     "takeover.c",
+    "find.c",
 )
 OWN_TLS_SOURCES = ("own_tls.c",)
 
