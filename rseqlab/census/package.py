@@ -92,7 +92,7 @@ def read_one(scanner: Scanner, path: str, digest: str) -> dict:
         "package": printable(os.fsencode(name)),
         "digest": digest,
         "bytes": os.stat(path).st_size,
-        "files_read": answer.get("files", 0),
+        "elf_files": sum(answer.get("elf", {}).values()),
         "files": _sorted(map(_member, answer["rows"])),
         "refused": _sorted(map(_member, answer["refused"])),
         "reason": None,
@@ -117,7 +117,7 @@ def _refused(name: str, path: str, digest: str | None, reason: str) -> dict:
         "package": printable(os.fsencode(name)),
         "digest": digest,
         "bytes": None,
-        "files_read": 0,
+        "elf_files": 0,
         "files": [],
         "refused": [],
         "reason": printable(reason),
@@ -337,7 +337,7 @@ class _Cluster:
     def run(self) -> int:
         from distributed import as_completed
 
-        completed = as_completed(with_results=False)
+        completed = as_completed(loop=self.client.loop)
         try:
             self._fill(completed)
             while self.tasks:
@@ -493,7 +493,7 @@ def scan_installed(
     owners: dict[str, list[int]] = {}
     records = []
     for package, version, files in installed():
-        records.append({"package": package, "version": version, "files_read": 0, "files": [], "refused": []})
+        records.append({"package": package, "version": version, "files": [], "refused": []})
         for path in files:
             folder, name = os.path.split(path)
             place = os.path.join(_real_folder(folder), name)
@@ -509,14 +509,12 @@ def scan_installed(
     for answer in pool.answers(batches, workers or len(os.sched_getaffinity(0))):
         read["files"] += answer.get("files", 0)
         read["read_bytes"] += answer.get("read_bytes", 0)
+        read["elf_files"] += sum(answer.get("elf", {}).values())
         for key, rows in (("files", answer.get("rows", ())), ("refused", answer.get("refused", ()))):
             for row in rows:
                 for number in owners.get(row["path"], ()):
                     records[number][key].append({**row, "path": printable(os.fsencode(row["path"]))})
         show(read["files"], len(paths))
-    for numbers in owners.values():
-        for number in set(numbers):
-            records[number]["files_read"] += 1
     for one in records:
         one["files"], one["refused"] = _sorted(one["files"]), _sorted(one["refused"])
     return records, dict(read)
@@ -552,9 +550,10 @@ def document(mode: str, records: list[dict], elapsed_ns: int, **more) -> dict:
             "packages": len(records),
             "with_evidence": sum(bool(one["files"]) for one in records),
             "refused": sum(bool(one.get("reason")) for one in records),
-            "files_read": sum(one["files_read"] for one in records),
+            "elf_files": sum(one.get("elf_files", 0) for one in records),
             "elapsed_ns": elapsed_ns,
-            **{"already_there": 0, "bytes": None, "read_bytes": None, "folder": None, "cluster": None},
+            **{"files_read": None, "already_there": 0, "bytes": None, "read_bytes": None},
+            **{"folder": None, "cluster": None},
             **more,
         },
         "packages_by_class": dict(sorted(classes.items())),
@@ -611,7 +610,7 @@ def sentences(document: Mapping) -> Iterator[str]:
     seconds = totals["elapsed_ns"] / 1e9
     which = "installed packages" if document["mode"] == "installed" else "package files"
     yield (
-        f"{totals['packages']} {which}, {totals['files_read']} files, in {seconds:.1f} s: "
+        f"{totals['packages']} {which}, {totals['elf_files']} ELF files, in {seconds:.1f} s: "
         f"{totals['with_evidence']} have files with evidence of rseq."
     )
     if document["packages_by_class"]:

@@ -92,7 +92,6 @@ def _files(paths: list[str], workers: int | None, as_json: bool) -> None:
 
 def _live(pids: list[int] | None, workers: int | None, as_json: bool) -> None:
     from rseqlab.census import process
-
     from rseqlab.census.scan import scan
 
     with err.status("Asking every thread") as status:
