@@ -4,6 +4,7 @@ Not multiprocessing: a task of a cluster may not have children of that kind, and
 file, not the pool.
 """
 
+import contextlib
 import json
 import mmap
 import os
@@ -72,7 +73,8 @@ class Worker:
     def end(self) -> int:
         self.process.kill()
         code = self.process.wait()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it had not read yet
+            self.process.stdin.close()
         self.process.stdout.close()
         self.shared.close()
         return code
