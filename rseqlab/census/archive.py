@@ -123,7 +123,7 @@ def _reader(open_with: Callable):
         ffi.read_free(pointer)
 
 
-def examine(descriptor: int, name: str, report, elf: Callable) -> None:
+def examine(descriptor: int, report, elf: Callable) -> None:
     """All members of the archive behind the descriptor; ``elf(source, member, report)`` takes each ELF file."""
     reason = unavailable()
     if reason:
