@@ -118,14 +118,14 @@ def _row(parsed: Elf, places: words.Places) -> dict | None:
         "class": strongest.gives,
         "confidence": strongest.confidence,
         # Who only mentions rseq has no use of it that could come from anywhere.
-        "origins": origins(parsed.source) if strongest.gives != MENTIONS else [],
+        "origins": origins(parsed) if strongest.gives != MENTIONS else [],
         "evidence": found.document(),
     }
 
 
-def origins(source: Source) -> list[dict]:
-    """Which marks the file bears, with the place of the first of each."""
-    found = words.find_texts(source, tuple(one.text for one in MARKS))
+def origins(parsed: Elf) -> list[dict]:
+    """Which marks the file bears outside its code, with the place of the first of each."""
+    found = words.find_texts(parsed.source, tuple(one.text for one in MARKS), spans=parsed.outside_code())
     named: dict[str, list[dict]] = {}
     for one in MARKS:
         if one.text in found:

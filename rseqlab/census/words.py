@@ -5,6 +5,7 @@ for is stated here once, for the compiled search and for the slower one where no
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -121,22 +122,29 @@ def _slow(words: tuple[Word, ...], data: memoryview) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def find(source: Source, words: tuple[Word, ...], compiled: bool = True) -> Places:
-    """Read all of it once. The answer is the same with the compiled search and without."""
+Span = tuple[int, int]
+
+
+def find(
+    source: Source, words: tuple[Word, ...], compiled: bool = True, spans: Sequence[Span] | None = None
+) -> Places:
+    """Read all of it once, or these parts of it. The answer is the same with the compiled search and without."""
     search = (_compiled(words) if compiled else None) or (lambda data: _slow(words, data))
     offsets: dict[str, list[int]] = {word.name: [] for word in words}
-    buffer, at, kept, total = _buffer(), 0, 0, 0
-    while at < source.size_bytes and total < MAX_FOUND:
-        got = source.read_into(at, buffer[kept:])
-        if not got:
-            break
-        filled = kept + got
-        for place, which in search(buffer[:filled]):
-            offsets[words[which].name].append(at - kept + place)
-            total += 1
-        at += got
-        kept = min(OVERLAP_BYTES, filled)
-        buffer[:kept] = buffer[filled - kept : filled]
+    buffer, total = _buffer(), 0
+    for at, end in [(0, source.size_bytes)] if spans is None else spans:
+        kept = 0
+        while at < end and total < MAX_FOUND:
+            got = source.read_into(at, buffer[kept : min(len(buffer), kept + end - at)])
+            if not got:
+                break
+            filled = kept + got
+            for place, which in search(buffer[:filled]):
+                offsets[words[which].name].append(at - kept + place)
+                total += 1
+            at += got
+            kept = min(OVERLAP_BYTES, filled)
+            buffer[:kept] = buffer[filled - kept : filled]
     return Places({name: sorted(places) for name, places in offsets.items()}, total < MAX_FOUND)
 
 
@@ -157,10 +165,12 @@ def _window(text: bytes) -> tuple[Word, int]:
     return Word(f"{text.decode()}", int.from_bytes(text[at : at + 4], "little")), at
 
 
-def find_texts(source: Source, texts: tuple[bytes, ...], compiled: bool = True) -> dict[bytes, int]:
+def find_texts(
+    source: Source, texts: tuple[bytes, ...], compiled: bool = True, spans: Sequence[Span] | None = None
+) -> dict[bytes, int]:
     """Where each text (of four bytes at least) first stands; those that are nowhere are left out."""
     words = tuple(_window(text)[0] for text in texts)
-    places, found = find(source, words, compiled), {}
+    places, found = find(source, words, compiled, spans), {}
     for text, word in zip(texts, words, strict=True):
         into = _window(text)[1]
         for offset in places.offsets[word.name]:
