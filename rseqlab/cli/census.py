@@ -93,7 +93,11 @@ def _show_files(document: dict) -> None:
     totals = document["totals"]
     for kind in document["classes"]:
         rows = [row for row in document["files"] if row["class"] == kind["class"]]
-        out.print(f"[bold]{kind['class']}[/bold]: {kind['words']}: {len(rows)} files", highlight=False)
+        out.print(
+            f"[bold]{kind['class']}[/bold]: {kind['words']}: {len(rows)} files",
+            highlight=False,
+            soft_wrap=True,
+        )
         for row in rows:
             first = row["evidence"][0]
             place = first["places"][0]
