@@ -1,5 +1,6 @@
 """The census of packages: installed ones, package files here, and on a real Dask cluster that loses workers."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -8,7 +9,6 @@ import sys
 import tarfile
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -175,37 +175,32 @@ def test_an_interrupted_census_keeps_its_records(how, packages, single, tmp_path
 # ---- on a cluster ----
 
 
-@contextmanager
-def cluster(workers, **more):
+@pytest.fixture(scope="module")
+def cluster():
+    """Three processes and a scheduler; who is lost is started anew."""
     require_or_skip(have_distributed(), "the Python package distributed", "install rseqlab[cluster]")
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50, **more
-    ) as one:
+    with LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as one:
         yield one
 
 
 def have_distributed():
-    try:
-        import distributed  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("distributed") is not None
 
 
-def test_a_worker_killed_in_mid_scan_loses_nothing(packages, single, tmp_path):
-    with cluster(3) as one:
-        killed = []
+def test_a_worker_killed_in_mid_scan_loses_nothing(packages, single, tmp_path, cluster):
+    in_hand = []
 
-        def kill(done):
-            if done == 2 and not killed:
-                killed.extend(pid for name, pid in one.workers_pids() if name == min(one.workers))
-                os.kill(killed[0], signal.SIGKILL)
+    def kill(done):
+        if done == 2:
+            busy = max(cluster.scheduler.workers.values(), key=lambda worker: len(worker.processing))
+            in_hand.extend(busy.processing)
+            (nanny,) = [one for one in cluster.workers.values() if one.worker_address == busy.address]
+            os.kill(nanny.pid, signal.SIGKILL)
 
-        one.workers_pids = lambda: [(name, nanny.pid) for name, nanny in one.workers.items()]
-        document = package.census_archives(packages, tmp_path, cluster=one.scheduler_address, show=kill)
-        assert killed
+    document = package.census_archives(packages, tmp_path, cluster=cluster.scheduler_address, show=kill)
+    assert in_hand
     bundle.validate(document, "census-packages", "the census")
     assert document["totals"]["refused"] == 0
     assert lasting(tmp_path) == single
@@ -230,21 +225,18 @@ def deadly(*arguments):
 
 
 def test_a_package_that_kills_its_worker_twice_is_refused_and_the_others_are_not(
-    packages, single, tmp_path, user
+    packages, single, tmp_path, user, cluster
 ):
     poison = pack(tmp_path / "poison.tar", user)
-    with cluster(2) as one:
-        records = package.Records(tmp_path / "out", False)
-        import cloudpickle
-
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        try:
-            package.on_cluster(
-                one.scheduler_address, [packages[0], poison, *packages[1:4]], records, task=deadly
-            )
-        finally:
-            records.close()
-            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    records = package.Records(tmp_path / "out", False)
+    cloudpickle = pytest.importorskip("cloudpickle")  # distributed brings it
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        paths = [packages[0], poison, *packages[1:4]]
+        package.on_cluster(cluster.scheduler_address, paths, records, task=deadly)
+    finally:
+        records.close()
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     found = {one["digest"]: one for one in records.known}
     refused = found.pop(package.digest_of(poison))
     assert "2 workers of the cluster ended while they read it" in refused["reason"]
@@ -255,9 +247,12 @@ def test_a_package_that_kills_its_worker_twice_is_refused_and_the_others_are_not
 
 
 def test_a_worker_that_does_not_see_the_path_gets_the_bytes(packages, single, tmp_path):
+    require_or_skip(have_distributed(), "the Python package distributed", "install rseqlab[cluster]")
     require_or_skip(os.geteuid() == 0, "the right to hide a folder from one process", "run the tests as root")
     hide = f"mount -t tmpfs none {Path(packages[0]).parent} && exec {sys.executable} -m distributed.cli.dask_worker"
-    with cluster(0) as one:
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=0, dashboard_address=":0", silence_logs=50) as one:
         command = f"{hide} {one.scheduler_address} --nthreads 1 --no-dashboard --no-nanny --local-directory {tmp_path}"
         worker = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", command],
@@ -274,6 +269,7 @@ def test_a_worker_that_does_not_see_the_path_gets_the_bytes(packages, single, tm
 
 
 def test_without_a_cluster_or_its_library_it_says_so(packages, tmp_path, monkeypatch):
+    require_or_skip(have_distributed(), "the Python package distributed", "install rseqlab[cluster]")
     monkeypatch.setattr(package, "WAIT_FOR_WORKERS_S", 1)
     with pytest.raises(LabError, match="does not answer"):
         package.census_archives(packages, tmp_path / "a", cluster="tcp://127.0.0.1:9")

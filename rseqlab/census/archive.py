@@ -25,6 +25,8 @@ FORMATS = ("ar", "cpio", "tar", "zip")
 FILTERS = ("none", "gzip", "bzip2", "xz", "lzma", "zstd", "lz4", "rpm")
 REMEDY = "libarchive is missing: install the package libarchive13 (or libarchive13t64)"
 BLOCK_BYTES = 64 * 1024
+MAX_UNREADABLE = 8
+"""Of one archive; libarchive may go on from one broken header to the next for a long time."""
 
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x5d\0\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18")
 PLAIN = (b"!<arch>\n", b"PK\x03\x04", b"PK\x05\x06", b"\xed\xab\xee\xdb", b"070701", b"070702")
@@ -123,7 +125,7 @@ def _reader(open_with: Callable):
         ffi.read_free(pointer)
 
 
-def examine(descriptor: int, name: str, report, elf: Callable) -> None:
+def examine(descriptor: int, report, elf: Callable) -> None:
     """All members of the archive behind the descriptor; ``elf(source, member, report)`` takes each ELF file."""
     reason = unavailable()
     if reason:
@@ -144,7 +146,7 @@ def _members(open_with: Callable, outer: list[str], budget: Budget, report, elf:
     from libarchive.entry import ArchiveEntry
     from libarchive.exception import ArchiveError
 
-    inside = "!".join(outer) or None
+    inside, unreadable = "!".join(outer) or None, 0
     try:
         with _reader(open_with) as pointer:
             report.archives += 1
@@ -156,7 +158,11 @@ def _members(open_with: Callable, outer: list[str], budget: Budget, report, elf:
                 except ArchiveError as error:
                     if error.retcode == ffi.ARCHIVE_FATAL:
                         raise
+                    unreadable += 1
                     report.refuse(inside, f"a member cannot be read: {_said(error)}")
+                    if unreadable == MAX_UNREADABLE:
+                        report.refuse(inside, f"the rest is not tried after {unreadable} such members")
+                        break
                     continue
                 budget.member()
                 _member(pointer, entry, outer, budget, report, elf)

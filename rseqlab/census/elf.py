@@ -241,6 +241,17 @@ class Elf:
             ]
         return [(one.offset_bytes, one.offset_bytes + one.file_bytes) for one in self.loads if one.executable]
 
+    def outside_code(self) -> list[tuple[int, int]]:
+        """The parts of the file that hold no code."""
+        spans, at = [], 0
+        for low, high in sorted(self._code_spans):
+            if low > at:
+                spans.append((at, min(low, self.source.size_bytes)))
+            at = max(at, high)
+        if at < self.source.size_bytes:
+            spans.append((at, self.source.size_bytes))
+        return spans
+
     def bytes_at(self, address: int, length: int) -> bytes:
         """The bytes in the file for an address; fewer, or none, where its segment ends."""
         one = self.load_at(address)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from rseqlab.census import archive, descriptors, registration, symbols, words
 from rseqlab.census.elf import Elf, machine_of
-from rseqlab.census.evidence import Findings
+from rseqlab.census.evidence import MENTIONS, Findings
 from rseqlab.census.limits import MAX_FILE_BYTES
 from rseqlab.census.marks import MARKS
 from rseqlab.census.source import Damaged, FileSource, Source
+from rseqlab.census.walk import not_regular
 from rseqlab.census.words import WORDS
 
 ELF_MAGIC = b"\x7fELF"
@@ -18,12 +19,7 @@ HEAD_BYTES = 512
 """What decides what a file is: tar has its magic at 257."""
 
 PACKED_MARK = b"UPX!"
-KINDS = {
-    stat.S_IFIFO: "a fifo",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-}
+FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @dataclass
@@ -46,28 +42,26 @@ def examine(path: str, named: bool, report: Report) -> None:
     """``named`` by the user: then a symbolic link is followed, and an archive needs no name that says so."""
     report.files += 1
     try:
-        status = os.stat(path, follow_symlinks=named)
-        if not stat.S_ISREG(status.st_mode):
-            kind = KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
-            report.refuse(None, f"{kind}; only regular files are read")
+        # What the walk found is a regular file, or was a moment ago; opening another kind could act on a device.
+        if named and not stat.S_ISREG(mode := os.stat(path).st_mode):
+            report.refuse(None, not_regular(mode))
             return
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if named else os.O_NOFOLLOW)
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, FLAGS if named else FLAGS | os.O_NOFOLLOW)
     except (OSError, ValueError) as error:
         report.refuse(None, _words(error))
         return
     try:
-        source = FileSource(descriptor, status.st_size)
-        head = source.read(0, HEAD_BYTES)
+        head = os.pread(descriptor, HEAD_BYTES, 0)
         report.read_bytes += len(head)
         if head.startswith(ELF_MAGIC):
-            if status.st_size > MAX_FILE_BYTES:
-                report.refuse(None, f"it has {status.st_size} bytes; more than {MAX_FILE_BYTES} are not read")
+            size = os.fstat(descriptor).st_size
+            if size > MAX_FILE_BYTES:
+                report.refuse(None, f"it has {size} bytes; more than {MAX_FILE_BYTES} are not read")
                 return
-            report.read_bytes += status.st_size
-            elf(source, None, report)
+            report.read_bytes += size
+            elf(FileSource(descriptor, size), None, report)
         elif archive.is_archive(os.path.basename(path), head, named):
-            archive.examine(descriptor, os.path.basename(path), report, elf)
+            archive.examine(descriptor, report, elf)
     except OSError as error:
         report.refuse(None, _words(error))
     finally:
@@ -94,7 +88,7 @@ def elf(source: Source, member: str | None, report: Report) -> None:
             raise Damaged(
                 "it is packed (UPX): what it holds shows only when it is executed, which is not done"
             )
-        places = words.find(source, machine)
+        places = words.find(source, WORDS[machine])
         if places:
             row = _row(parsed, places)
             if row:
@@ -123,26 +117,15 @@ def _row(parsed: Elf, places: words.Places) -> dict | None:
         "machine": parsed.machine,
         "class": strongest.gives,
         "confidence": strongest.confidence,
-        "origins": origins(parsed.source),
+        # Who only mentions rseq has no use of it that could come from anywhere.
+        "origins": origins(parsed) if strongest.gives != MENTIONS else [],
         "evidence": found.document(),
     }
 
 
-def origins(source: Source) -> list[dict]:
-    """Which marks the file bears, with the place of the first of each."""
-    found: dict[bytes, int] = {}
-    overlap = max(len(one.text) for one in MARKS) - 1
-    at, kept, step = 0, b"", 1 << 20
-    while at < source.size_bytes:
-        part = source.read(at, step)
-        if not part:
-            break
-        data = kept + part
-        for one in MARKS:
-            if one.text not in found and (place := data.find(one.text)) >= 0:
-                found[one.text] = at - len(kept) + place
-        at += len(part)
-        kept = data[-overlap:]
+def origins(parsed: Elf) -> list[dict]:
+    """Which marks the file bears outside its code, with the place of the first of each."""
+    found = words.find_texts(parsed.source, tuple(one.text for one in MARKS), spans=parsed.outside_code())
     named: dict[str, list[dict]] = {}
     for one in MARKS:
         if one.text in found:

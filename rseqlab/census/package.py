@@ -633,7 +633,7 @@ def lines(document: Mapping) -> Iterator[tuple[str, ...]]:
     for one in document["packages"]:
         if one["files"]:
             classes = ", ".join(f"{name} {count}" for name, count in one["classes"].items())
-            origins = sorted({str(origin) for row in one["files"] for origin in row.get("origin") or ()})
+            origins = sorted({mark["origin"] for row in one["files"] for mark in row["origins"]})
             yield one["package"], one["version"] or "", classes, ", ".join(map(printable, origins))
 
 

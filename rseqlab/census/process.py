@@ -19,6 +19,7 @@ from pathlib import Path
 from time import monotonic_ns, sleep
 
 from rseqlab import abi, host, native
+from rseqlab.census.text import printable as text_printable
 from rseqlab.errors import LabError
 from rseqlab.lab.child import Child
 
@@ -59,9 +60,7 @@ class Mapped:
 
 def printable(text: str | bytes) -> str:
     """A name from outside, with everything escaped that is no printable character."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text_printable(text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text)
 
 
 # ---- in the child: what is asked of each thread ----

@@ -8,25 +8,9 @@ from rseqlab.census import pool, walk
 from rseqlab.census.evidence import CLASSES, RULES
 from rseqlab.census.limits import DOCUMENT, FILE_TIMEOUT_S, MEMORY_BYTES
 from rseqlab.census.marks import MARKS
+from rseqlab.census.text import plain
 
 BATCH_FILES = 64
-
-
-def printable(name: str) -> str:
-    """A name from outside as a terminal may be given it: controls, and what is not UTF-8, as escapes."""
-    return "".join(
-        one
-        if one.isprintable()
-        else one.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if "\udc80" <= one <= "\udcff"
-        else one.encode("unicode_escape").decode()
-        for one in name
-    )
-
-
-def _plain(name: str) -> str:
-    """A file's name as text that every JSON reader takes: bytes that are not UTF-8 become backslash escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _batches(files: Iterable[tuple[str, bool]]) -> Iterator[pool.Batch]:
@@ -67,13 +51,13 @@ def scan(
 
     def ordered(found: list[dict]) -> list[dict]:
         found.sort(key=lambda one: (one["path"], one["member"] or "", one.get("reason", "")))
-        return [{**one, "path": _plain(one["path"])} for one in found]
+        return [{**one, "path": plain(one["path"])} for one in found]
 
     counts = Counter(one["class"] for one in rows)
     return {
         "schema": "rseqlab/census",
         "version": 1,
-        "paths": [_plain(one) for one in paths],
+        "paths": [plain(one) for one in paths],
         "totals": {
             "files": totals["files"],
             "archives": totals["archives"],

@@ -1,6 +1,7 @@
 """The files below what the user named: each once, no link followed, no kernel's own filesystem entered."""
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 
 PSEUDO = frozenset(
@@ -29,6 +30,17 @@ PSEUDO = frozenset(
     ]
 )
 """Filesystems whose files are answers of the kernel: some never end, some act when they are read."""
+
+KINDS = {
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+def not_regular(mode: int) -> str:
+    return f"{KINDS.get(stat.S_IFMT(mode), 'no file')}; only regular files are read"
 
 
 def _pseudo_devices() -> dict[int, str]:
@@ -73,6 +85,9 @@ def files(paths: Iterable[str], refuse) -> Iterator[tuple[str, bool]]:
                             continue
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.path)
+                        elif not entry.is_file(follow_symlinks=False):
+                            mode = entry.stat(follow_symlinks=False).st_mode
+                            refuse(entry.path, not_regular(mode))
                         elif entry.path not in seen:
                             yield entry.path, False
             except OSError as error:

@@ -5,6 +5,7 @@ for is stated here once, for the compiled search and for the slower one where no
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,9 @@ BUFFER_BYTES = 128 * 1024
 
 OVERLAP_BYTES = 3
 """A word that lies across two buffers is found in the second."""
+
+AT_ONCE = 7
+"""Words of one search; find.c has room for one more, and is fastest with 3 and with 7."""
 
 MAX_FOUND = 1 << 16
 """Kept places in one file; a file made to hold more is judged by the first ones, and says so."""
@@ -47,7 +51,7 @@ def _text(name: str, text: bytes) -> Word:
 
 
 RSEQ = _text("rseq", b"rseq")
-GETCPU = _text("getcpu", b"etcp")
+GETCPU = _text("getcpu", b"tcpu")
 
 WORDS = {
     "x86_64": (RSEQ, GETCPU, Word("signature", 0x53053053)),
@@ -82,13 +86,20 @@ def _buffer() -> memoryview:
 
 
 @cache
-def _compiled(machine: str):
+def _compiled(words: tuple[Word, ...]):
     """The search that find.c does, or None where nothing is compiled."""
+    if len(words) > AT_ONCE:  # one part of the words after the other, while the bytes are near
+        parts = [
+            (first, _compiled(words[first : first + AT_ONCE])) for first in range(0, len(words), AT_ONCE)
+        ]
+        if not all(part for _, part in parts):
+            return None
+        return lambda data: [(at, first + which) for first, part in parts for at, which in part(data)]
     try:
         ffi, lib = core()
     except NativeUnavailable:
         return None
-    wanted = ffi.new("struct rl_word[]", [(one.value, one.mask) for one in WORDS[machine]])
+    wanted = ffi.new("struct rl_word[]", [(one.value, one.mask) for one in words])
     capacity = 4096
     found = ffi.new("struct rl_found[]", capacity)
 
@@ -98,35 +109,72 @@ def _compiled(machine: str):
         if not count:
             return []
         if count > capacity:  # rare, and only hostile files: the slower search has no such bound
-            return _slow(machine, data)
+            return _slow(words, data)
         return [(found[i].offset_bytes, found[i].word) for i in range(count)]
 
     return search
 
 
-def _slow(machine: str, data: memoryview) -> list[tuple[int, int]]:
+def _slow(words: tuple[Word, ...], data: memoryview) -> list[tuple[int, int]]:
     found = []
-    for i, word in enumerate(WORDS[machine]):
+    for i, word in enumerate(words):
         found += [(hit.start(), i) for hit in re.finditer(b"(?=" + word.pattern + b")", data, re.DOTALL)]
     return sorted(found)
 
 
-def find(source: Source, machine: str, compiled: bool = True) -> Places:
-    """Read all of it once. The answer is the same with the compiled search and without."""
-    words = WORDS[machine]
-    search = (_compiled(machine) if compiled else None) or (lambda data: _slow(machine, data))
+Span = tuple[int, int]
+
+
+def find(
+    source: Source, words: tuple[Word, ...], compiled: bool = True, spans: Sequence[Span] | None = None
+) -> Places:
+    """Read all of it once, or these parts of it. The answer is the same with the compiled search and without."""
+    search = (_compiled(words) if compiled else None) or (lambda data: _slow(words, data))
     offsets: dict[str, list[int]] = {word.name: [] for word in words}
-    buffer, at, kept, total = _buffer(), 0, 0, 0
-    while at < source.size_bytes and total < MAX_FOUND:
-        got = source.read_into(at, buffer[kept:])
-        if not got:
-            break
-        filled = kept + got
-        for place, which in search(buffer[:filled]):
-            if place + 4 > kept:  # else the buffer before had all of it
+    buffer, total = _buffer(), 0
+    for at, end in [(0, source.size_bytes)] if spans is None else spans:
+        kept = 0
+        while at < end and total < MAX_FOUND:
+            got = source.read_into(at, buffer[kept : min(len(buffer), kept + end - at)])
+            if not got:
+                break
+            filled = kept + got
+            for place, which in search(buffer[:filled]):
                 offsets[words[which].name].append(at - kept + place)
                 total += 1
-        at += got
-        kept = min(OVERLAP_BYTES, filled)
-        buffer[:kept] = buffer[filled - kept : filled]
-    return Places({name: sorted(set(places)) for name, places in offsets.items()}, total < MAX_FOUND)
+            at += got
+            kept = min(OVERLAP_BYTES, filled)
+            buffer[:kept] = buffer[filled - kept : filled]
+    return Places({name: sorted(places) for name, places in offsets.items()}, total < MAX_FOUND)
+
+
+RARE_LAST = b"etaoinsrhldcumfpgwy\x5fbv"
+"""Letters of texts, the frequent ones first."""
+
+
+@cache
+def _window(text: bytes) -> tuple[Word, int]:
+    """The four bytes of a text by which it is looked for, and where they begin in it."""
+
+    def frequency(at: int) -> int:
+        return sum(
+            len(RARE_LAST) - RARE_LAST.index(one) for one in text[at + 1 : at + 4 : 2] if one in RARE_LAST
+        )
+
+    at = min(range(len(text) - 3), key=frequency)
+    return Word(f"{text.decode()}", int.from_bytes(text[at : at + 4], "little")), at
+
+
+def find_texts(
+    source: Source, texts: tuple[bytes, ...], compiled: bool = True, spans: Sequence[Span] | None = None
+) -> dict[bytes, int]:
+    """Where each text (of four bytes at least) first stands; those that are nowhere are left out."""
+    words = tuple(_window(text)[0] for text in texts)
+    places, found = find(source, words, compiled, spans), {}
+    for text, word in zip(texts, words, strict=True):
+        into = _window(text)[1]
+        for offset in places.offsets[word.name]:
+            if source.read(offset - into, len(text)) == text:
+                found[text] = offset - into
+                break
+    return found

@@ -10,8 +10,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rseqlab.census.text import printable
 from rseqlab.cli.base import Json, app, err, out, print_json
-from rseqlab.errors import LabError, UsageError
+from rseqlab.errors import UsageError
 
 
 @app.command()
@@ -87,7 +88,53 @@ def census(
 
 
 def _files(paths: list[str], workers: int | None, as_json: bool) -> None:
-    raise LabError("The census of files is not built yet.")
+    from rseqlab.census.scan import scan
+
+    with err.status("Reading") as status:
+        document = scan(paths, workers, lambda files: status.update(f"Reading: {files} files are done"))
+    if as_json:
+        print_json(document)
+    else:
+        _show_files(document)
+
+
+def _show_files(document: dict) -> None:
+    """A table of each class, then what was refused: every name without its controls."""
+    totals = document["totals"]
+    for kind in document["classes"]:
+        rows = [row for row in document["files"] if row["class"] == kind["class"]]
+        out.print(
+            f"[bold]{kind['class']}[/bold]: {kind['words']}: {len(rows)} files",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for row in rows:
+            first = row["evidence"][0]
+            place = first["places"][0]
+            origins = ", ".join(one["origin"] for one in row["origins"]) or "origin unknown"
+            _line(f"  {_name(row)}")
+            _line(
+                f"    {row['machine']}, {origins}; {first['rule']} ({row['confidence']}), {first['count']} x, "
+                f"first at byte {place['offset_bytes']}: {place['detail']}"
+            )
+    if document["refused"]:
+        out.print("[bold]refused[/bold]", highlight=False)
+        for row in document["refused"]:
+            _line(f"  {_name(row)}")
+            _line(f"    {row['reason']}")
+    machines = ", ".join(f"{count} {name}" for name, count in document["machines"].items()) or "none"
+    _line(
+        f"{totals['files']} files, {totals['archives']} archives, {totals['elf_files']} ELF files ({machines}), "
+        f"{totals['refused']} refused."
+    )
+
+
+def _name(row: dict) -> str:
+    return row["path"] if row["member"] is None else f"{row['path']}!{row['member']}"
+
+
+def _line(text: str) -> None:
+    out.print(escape(printable(text)), highlight=False, soft_wrap=True)
 
 
 def _live(pids: list[int] | None, workers: int | None, as_json: bool) -> None:
