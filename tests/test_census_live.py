@@ -312,3 +312,23 @@ def test_symbols_are_found_where_the_loader_itself_finds_them():
         == ours.start + places["__rseq_offset"]
     )
     assert process.defined(b"", ["a"]) == process.defined(b"\x7fELF\x01\x01" + bytes(64), ["a"]) == {}
+
+
+def test_mapped_files_are_joined_with_the_census_of_files():
+    code = """
+        import sys
+        from rseqlab import native
+        native.core()
+        print("ready", flush=True)
+        sys.stdin.read()
+        """
+    with python(code) as one:
+        command = [sys.executable, "-m", "rseqlab.cli", "census", "--live", "--json", "--pid", str(one.pid)]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0, said.stderr
+    document = json.loads(said.stdout)
+    classes = {Path(row["path"]).name: row["class"] for row in document["files"]}
+    assert classes["_core.abi3.so"] == "own-sections"
+    assert any(name.startswith("ld-") for name in classes)
+    (process_row,) = document["processes"]
+    assert sorted(process_row["files"]) == sorted(row["path"] for row in document["files"])

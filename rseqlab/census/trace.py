@@ -231,6 +231,8 @@ def watch(arguments: Mapping) -> Iterator[dict]:
     """In a child: the counts so far, again and again; the last row has them all."""
     missing = _own_mounts()
     events, reasons = _available(missing)
+    if why := obstacle():
+        events, reasons = {}, dict.fromkeys(EVENTS, why)
     before, reason = _statistics(missing)
     if reason:
         reasons["statistics"] = reason
@@ -250,9 +252,6 @@ def watch(arguments: Mapping) -> Iterator[dict]:
             "reasons": reasons,
         }
 
-    if events and (why := obstacle()):
-        reasons |= dict.fromkeys(events, why)
-        events = {}
     if not events:
         time.sleep(seconds)
         yield row(None)
@@ -371,8 +370,10 @@ def census(
     except KeyboardInterrupt:
         interrupted = True
     if not interrupted and child.outcome.status != "pass":
-        said = f"it ended with {child.outcome.status}: {printable(child.outcome.reason or '')}"
-        raise LabError(f"The kernel could not be watched: {obstacle() or said}")
+        raise LabError(
+            f"The kernel could not be watched: it ended with {child.outcome.status}: "
+            f"{printable(child.outcome.reason or '')}"
+        )
     if last is None:
         raise KeyboardInterrupt
     if "counts" not in last or not (last["counts"] or last["statistics"]):
