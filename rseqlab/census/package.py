@@ -567,7 +567,15 @@ def census_installed(
     """What the installed packages do."""
     started = time.monotonic_ns()
     records, read = scan_installed(workers, show)
-    return document("installed", records, time.monotonic_ns() - started, read_bytes=read.get("read_bytes", 0))
+    elapsed_ns = time.monotonic_ns() - started
+    return document(
+        "installed",
+        records,
+        elapsed_ns,
+        files_read=read.get("files", 0),
+        elf_files=read.get("elf_files", 0),
+        read_bytes=read.get("read_bytes", 0),
+    )
 
 
 def census_archives(
