@@ -24,7 +24,7 @@ import rseqlab
 from rseqlab.census.scan import scan
 from rseqlab.lab.bundle import validate
 
-ROUND = 2000
+ROUND = 10_000
 TIMEOUT_S = 20.0
 MEMORY_BYTES = 2 << 30
 EDGES = (0, 1, 7, 0x7F, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
