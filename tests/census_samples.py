@@ -152,6 +152,7 @@ def build(machine: str, sample: Sample, folder: Path) -> Path | None:
     source.unlink()
     if done.returncode or "pack-relative-relocs ignored" in done.stderr:
         assert "relative-relocs" in done.stderr, done.stderr
+        made.unlink(missing_ok=True)
         return None
     if "bare" in sample.name:
         made.write_bytes(without_section_headers(made.read_bytes()))

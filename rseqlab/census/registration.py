@@ -142,7 +142,7 @@ class _Calls:
             ):
                 # a tail call of syscall() is a jump
                 if (
-                    instruction.mnemonic in ("jmp", "b")
+                    instruction.mnemonic in ("jmp", "b", "br")
                     and watched in ("rdi", "x0")
                     and self._is_syscall(instruction)
                 ):
@@ -170,6 +170,8 @@ class _Calls:
                 return instruction.address + instruction.size + operand.mem.disp in self.slots
             if operand.type != x86_const.X86_OP_IMM:
                 return False
+        elif operand.type == arm64_const.ARM64_OP_REG:
+            return self._loaded_slot(instruction) in self.slots
         elif operand.type != arm64_const.ARM64_OP_IMM:
             return False
         target = operand.imm
@@ -182,15 +184,28 @@ class _Calls:
                 return target + stub.end() + struct.unpack("<i", stub[1])[0] in self.slots
             return bool(SYSCALL_BODY.match(code.removeprefix(b"\xf3\x0f\x1e\xfa")))
         words = [one for (one,) in struct.iter_unpack("<I", code[: len(code) // 4 * 4])]
-        for page, load in itertools.pairwise(words):
+        for index, (page, load) in enumerate(itertools.pairwise(words)):
             if (
                 page & 0x9F00001F == 0x90000010 and load & 0xFFC003FF == 0xF9400211
             ):  # adrp x16; ldr x17, [x16, n]
-                high = (page >> 5 & 0x7FFFF) << 2 | page >> 29 & 3
-                high -= (high >> 20 & 1) << 21
-                at = target + 4 * words.index(page)
-                return (at & ~0xFFF) + (high << 12) + (load >> 10 & 0xFFF) * 8 in self.slots
+                return _page(page, target + 4 * index) + (load >> 10 & 0xFFF) * 8 in self.slots
         return ARM_MOVE_NUMBER in words[:3] and ARM_CALL_KERNEL in words[:12]
+
+    def _loaded_slot(self, instruction) -> int | None:
+        """aarch64 without a PLT: the slot from which the register of a call was loaded, by adrp and ldr."""
+        before = MAX_INSTRUCTIONS * 4
+        words = [
+            one
+            for (one,) in struct.iter_unpack("<I", self.elf.bytes_at(instruction.address - before, before))
+        ]
+        (register,) = struct.unpack("<I", instruction.bytes)
+        register, offset = register >> 5 & 31, None
+        for back, word in enumerate(reversed(words), 1):
+            if offset is None and word & 0xFFC0001F == 0xF9400000 | register:  # ldr register, [base, n]
+                offset, register = (word >> 10 & 0xFFF) * 8, word >> 5 & 31
+            elif offset is not None and word & 0x9F00001F == 0x90000000 | register:  # adrp base
+                return _page(word, instruction.address - 4 * back) + offset
+        return None
 
     @property
     def slots(self) -> set[int]:
@@ -204,6 +219,13 @@ class _Calls:
             both = self.elf.dynamic_symbols(["syscall"]) + self.elf.static_symbols(["syscall"])
             self._starts = {one.value for one in both if one.defined}
         return self._starts
+
+
+def _page(word: int, address: int) -> int:
+    """What an adrp at this address computes."""
+    pages = (word >> 5 & 0x7FFFF) << 2 | word >> 29 & 3
+    pages -= (pages >> 20 & 1) << 21
+    return (address & ~0xFFF) + (pages << 12)
 
 
 def _shown(said: list[str]) -> str:

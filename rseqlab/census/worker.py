@@ -34,17 +34,15 @@ def main() -> None:
             before = dict(report.elf), report.files, report.archives, report.read_bytes
             try:
                 examine(path, named, report)
-            except (MemoryError, RecursionError) as error:
+            except Exception as error:
                 # What it had said is taken back: half an answer depends on how much memory was left.
                 del report.rows[rows:], report.refused[refused:], report.others[others:]
                 report.elf, report.files, report.archives, report.read_bytes = before
                 report.files += 1
-                words = (
-                    "memory than a worker is given"
-                    if isinstance(error, MemoryError)
-                    else "nesting than Python has"
-                )
-                report.refuse(None, f"it needs more {words}")
+                if isinstance(error, MemoryError):
+                    report.refuse(None, "it needs more memory than a worker is given")
+                else:
+                    report.refuse(None, f"a fault of the census itself: {type(error).__name__}: {error}")
             for one in (*report.rows[rows:], *report.refused[refused:], *report.others[others:]):
                 one["path"] = path
         sys.stdout.write(json.dumps(asdict(report)) + "\n")
