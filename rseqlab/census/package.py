@@ -8,6 +8,7 @@ there says so, and they are sent to it.
 
 import hashlib
 import json
+import logging
 import os
 import queue
 import shutil
@@ -310,6 +311,8 @@ def on_cluster(
             "--cluster needs the Python package distributed, which is not installed; "
             "`pip install rseqlab[cluster]` adds it."
         ) from None
+    for name in ("distributed", "tornado", "asyncio"):  # what matters of it is said below, as a sentence
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         client = distributed.Client(address, timeout=WAIT_FOR_WORKERS_S, set_as_default=False)
         client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
@@ -394,7 +397,10 @@ class _Cluster:
                 )
             answer = {"state": "killed" if alone else "suspect"}
         elif future.status != "finished":
-            answer = {"state": "suspect"}
+            raise LabError(
+                f"The cluster gave {printable(name)} back unread ({future.status}): its scheduler is gone or was "
+                "restarted. What was read is kept; --resume goes on with it."
+            )
         else:
             answer = future.result()
         future.release()
@@ -408,21 +414,25 @@ class _Cluster:
         elif answer["state"] == "suspect" and not alone:
             self.suspects.append((path, digest))
         elif answer["state"] == "not visible":
-            completed.add(self._send(path, digest, alone)) if self._can_send(path, digest) else None
-        else:
+            self._send(path, digest, alone, completed)
+        else:  # alone, and again a worker ended
             reason = f"{DEATHS} workers of the cluster ended while they read it, the second with it alone"
             self._add(_refused(name, path, digest, reason))
 
-    def _can_send(self, path: str, digest: str) -> bool:
-        size = os.stat(path).st_size
-        if size <= MOST_SENT_BYTES:
-            return True
-        reason = f"the cluster does not see it at its path, and {size} bytes are more than the {MOST_SENT_BYTES} that are sent"
-        self._add(_refused(os.path.basename(path), path, digest, reason))
-        return False
-
-    def _send(self, path: str, digest: str, alone: bool):
-        return self._submit(path, digest, Path(path).read_bytes(), alone)
+    def _send(self, path: str, digest: str, alone: bool, completed) -> None:
+        """The bytes themselves, through the scheduler, which keeps them until the record is there."""
+        name = os.path.basename(path)
+        try:
+            size = os.stat(path).st_size
+            if size > MOST_SENT_BYTES:
+                why = f"the cluster does not see it, and its {size} bytes are more than the {MOST_SENT_BYTES} that are sent"
+                return self._add(_refused(name, path, digest, why))
+            payload = Path(path).read_bytes()
+        except OSError as error:
+            return self._add(_refused(name, path, None, error.strerror or str(error)))
+        if hashlib.sha256(payload).hexdigest() != digest:
+            return self._add(_refused(name, path, None, "it changed while the census ran"))
+        completed.add(self._submit(path, digest, payload, alone))
 
     def _add(self, record: dict) -> None:
         self.records.add(record)
