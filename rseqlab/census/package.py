@@ -311,7 +311,12 @@ def on_cluster(
             "--cluster needs the Python package distributed, which is not installed; "
             "`pip install rseqlab[cluster]` adds it."
         ) from None
-    for name in ("distributed", "tornado", "asyncio"):  # what matters of it is said below, as a sentence
+    for name in (
+        "distributed",
+        "distributed.client",
+        "tornado",
+        "asyncio",
+    ):  # what matters of it is said below, as a sentence
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         client = distributed.Client(address, timeout=WAIT_FOR_WORKERS_S, set_as_default=False)
