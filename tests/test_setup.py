@@ -15,8 +15,12 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
-CONDA_NAMES = {"playwright": "playwright-python"}
-CONDA_ONLY = {"python", "pip", "make", "c-compiler"}
+CONDA_NAMES = {
+    "playwright": "playwright-python",
+    "capstone": "python-capstone",
+    "libarchive-c": "python-libarchive-c",
+}
+CONDA_ONLY = {"python", "pip", "make", "c-compiler", "libarchive"}
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()

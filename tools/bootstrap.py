@@ -229,9 +229,23 @@ OPTIONAL = (
         cross=True,
     ),
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
+    Tool("a reader of the kernel's tracepoints", ("bpftrace",), ("bpftrace",)),
+    Tool(
+        "a reader of archives",
+        tuple(
+            f"/usr/lib/{triplet}/libarchive.so.13" for triplet in ("x86_64-linux-gnu", "aarch64-linux-gnu")
+        ),
+        ("libarchive13t64", "libarchive13"),
+    ),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
+    ),
+    Tool("git send-email", ("/usr/lib/git-core/git-send-email",), ("git-email",)),
+    Tool(
+        "what git send-email reads addresses with",
+        ("/usr/share/perl5/Mail/Address.pm",),
+        ("libmailtools-perl",),
     ),
     Tool("fonts", ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",), ("fonts-dejavu-core",)),
     Tool("a server to put under load", ("redis-server",), ("redis-server",)),

@@ -27,6 +27,15 @@ void rl_store_u64(void *address, uint64_t value);
 int rl_libc(ptrdiff_t *offset_bytes, uint32_t *size_bytes, uint32_t *flags);
 int rl_configuration(struct rl_configuration *answer);
 
+struct rl_inspection {
+	struct rl_configuration configuration;
+	uint64_t thread_pointer;
+	int64_t stopped_ns;
+	...;
+};
+int rl_inspect(int tid, int timeout_ms, struct rl_inspection *answer);
+int rl_let_go(int tid);
+
 enum rl_reader {
 	RL_READ_NOTHING, RL_READ_FIELD, RL_READ_FIELD_EXPORTED, RL_READ_FIELD_HOISTED,
 	RL_READ_SCHED_GETCPU, RL_READ_VDSO, RL_READ_SYSCALL, ...
@@ -139,3 +148,14 @@ struct rl_takeover_outcome {
 	uint64_t lost;
 };
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+
+#define RL_MAX_WORDS ...
+struct rl_word {
+	uint32_t value, mask;
+};
+struct rl_found {
+	uint64_t offset_bytes;
+	uint64_t word;
+};
+size_t rl_find(const uint8_t *bytes, size_t length_bytes, const struct rl_word *words, size_t count,
+	       struct rl_found *found, size_t capacity);
