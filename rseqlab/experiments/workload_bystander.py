@@ -107,6 +107,6 @@ EXPERIMENT = workload.experiment(
     "what non-users pay: system calls, context switches, program starts",
     LOADS,
     (PERF, SHELL),
-    {"quick": 30, "full": 150},
+    {"quick": 25, "full": 120},
     measure,
 )

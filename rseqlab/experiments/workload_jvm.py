@@ -93,7 +93,7 @@ EXPERIMENT = workload.experiment(
     "what real programs gain: a collector with per-CPU pages",
     LOADS,
     (JAVA, COMPILER),
-    {"quick": 40, "full": 200},
+    {"quick": 25, "full": 120},
     measure,
     ("experiments/c/Allocate.java",),
 )
