@@ -19,6 +19,18 @@ from rseqlab.study.run import NotMeasured, StudyRun
 
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
 
+WHY_NOT = {
+    "report": "It tells what was said or done; no machine can test it",
+    "opinion": "It is a demand or an opinion; no machine can test it",
+    "nobody": "Nobody outside can repeat it",
+    "hardware": "It needs other hardware",
+    "software": "It needs software that is not to be had",
+    "kernels": "It needs other kernels",
+    "workloads": "It needs real programs under load",
+    "no experiment": "No experiment of this release tests it",
+}
+"""Kinds of reasons why a claim has no rule, and how a reader is told."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -31,6 +43,14 @@ class Claim:
     experiment: str
     rule: str
     threshold: float | None
+    why_not: str = ""
+    """Where there is no rule: one of WHY_NOT, a colon, and the reason."""
+
+    @property
+    def reason(self) -> str:
+        """Why nothing tests it, as a sentence."""
+        kind, _, text = (self.why_not or "no experiment").partition(": ")
+        return f"{WHY_NOT[kind]}{': ' if text else ''}{text}."
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,7 @@ class Judged:
             "experiment": self.claim.experiment or None,
             "threshold": self.claim.threshold,
             "verdict": self.finding.verdict,
+            "why_not": self.claim.why_not.partition(": ")[0] or None,
             "measured": self.finding.measured,
             "effect": effect and effect.median,
             "low": effect and effect.low,
@@ -107,7 +128,7 @@ def claims() -> list[Claim]:
     with open(project_root() / "data" / "claims.csv", encoding="utf-8", newline="") as file:
         return [
             Claim(**row | {"threshold": float(row["threshold"]) if row["threshold"] else None})
-            for row in csv.DictReader(file)
+            for row in csv.DictReader(file, restval="")  # most rows have a rule and end before why_not
         ]
 
 
@@ -126,16 +147,15 @@ class Tally:
     judged: Verdicts
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Verdict to the number of claims, in the order of VERDICTS."""
+        return {verdict: sum(one.finding.verdict == verdict for one in self.judged) for verdict in VERDICTS}
+
+    @property
     def sentence(self) -> str:
         """The counts, computed."""
-        counts = [
-            (verdict, sum(one.finding.verdict == verdict for one in self.judged)) for verdict in VERDICTS
-        ]
-        return (
-            f"Of {len(self.judged)} claims: "
-            + ", ".join(f"{verdict} {count}" for verdict, count in counts if count)
-            + "."
-        )
+        counted = ", ".join(f"{verdict} {count}" for verdict, count in self.counts.items() if count)
+        return f"Of {len(self.judged)} claims: {counted}."
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -162,7 +182,7 @@ def tally(run: StudyRun, *experiments: str) -> Tally:
 
 def _find(run: StudyRun, claim: Claim) -> Finding:
     if not claim.rule:
-        return Finding(NOT_MEASURED, "No experiment of this release tests it.")
+        return Finding(NOT_MEASURED, claim.reason)
     name, *arguments = claim.rule.split(":")
     try:
         return RULES[name](run, claim, *arguments)
@@ -338,6 +358,23 @@ def start_ratio_within(run, claim, way, condition):
     )
 
 
+@_rule
+def adds_at_most(run, claim, ways, condition, start):
+    """What the first way costs more than the second, as a share of one rseq increment on one thread."""
+    costs = [samples(run, claim.experiment, name, condition, start) for name in ways.split("|")]
+    counted = samples(run, "percpu-counter", "rseq", "1", "libc").median()
+    added = paired_difference(*costs)
+    effect = replace(added, median=added.median / counted, low=added.low / counted, high=added.high / counted)
+    verdict = _verdict(effect, effect.high <= claim.threshold, effect.low > claim.threshold)
+    return Finding(
+        verdict,
+        f"Here the first costs {added.median:.2f} ns more, which is {100 * effect.median:.0f} % of an rseq increment "
+        f"of {counted:.2f} ns [95 % {100 * effect.low:.0f} to {100 * effect.high:.0f}, {effect.samples} pairs of "
+        f"{effect.processes} processes]; the claim allows {100 * claim.threshold:.0f} %.",
+        effect,
+    )
+
+
 # ---- instructions ----
 
 
@@ -456,6 +493,32 @@ def feature_size_is_not(run, claim):
     if seen is None:
         raise NotMeasured(run.bundle.machine["reasons"].get("at_rseq_feature_size_bytes", "not recorded"))
     return Finding(HOLDS if seen != claim.threshold else FAILS, f"This kernel advertises {seen}.")
+
+
+@_rule
+def fact_at_most(run, claim, name):
+    """A fact of the machine is not above ``threshold``."""
+    seen = run.facts.get(name)
+    if seen is None:
+        raise NotMeasured(run.bundle.machine["reasons"].get(name, "not recorded"))
+    return Finding(
+        HOLDS if seen <= claim.threshold else FAILS,
+        f"This kernel says {seen}; the claim allows {claim.threshold:g}.",
+    )
+
+
+@_rule
+def unknown_flags_refused(run, claim):
+    """No registration with a flag beyond the two that are documented was accepted."""
+    table = run.table(claim.experiment)
+    known = [
+        f"bit {number.bit_length() - 1}" for number in (abi.FLAG_UNREGISTER, abi.FLAG_SLICE_EXT_DEFAULT_ON)
+    ]
+    tried = table[(table["question"] == "flags") & (table["start"] == "none") & ~table["attempt"].isin(known)]
+    refused = int((tried["answer"] == "EINVAL").sum())
+    return _share(
+        refused, len(tried), "registrations with a flag beyond the two documented ones were refused"
+    )
 
 
 @_rule
