@@ -139,3 +139,14 @@ struct rl_takeover_outcome {
 	uint64_t lost;
 };
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+
+#define RL_MAX_WORDS ...
+struct rl_word {
+	uint32_t value, mask;
+};
+struct rl_found {
+	uint64_t offset_bytes;
+	uint64_t word;
+};
+size_t rl_find(const uint8_t *bytes, size_t length_bytes, const struct rl_word *words, size_t count,
+	       struct rl_found *found, size_t capacity);

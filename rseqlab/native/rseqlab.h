@@ -415,4 +415,23 @@ struct rl_takeover_outcome {
 /* Returns 0 or -errno. */
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
 
+/* ---- words in bytes (find.c) ---- */
+
+#define RL_MAX_WORDS 8
+
+/* Four bytes at any alignment, as a little-endian number, of which the bits of the mask count: all of them in
+ * the second and in the fourth byte. */
+struct rl_word {
+	uint32_t value, mask;
+};
+
+struct rl_found {
+	uint64_t offset_bytes;
+	uint64_t word;			/* which */
+};
+
+/* Returns how many there are, which may be more than found its capacity; they are in order of offset. */
+size_t rl_find(const uint8_t *bytes, size_t length_bytes, const struct rl_word *words, size_t count,
+	       struct rl_found *found, size_t capacity);
+
 #endif
