@@ -11,7 +11,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COMPILE_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing"]
 
-CORE_SOURCES = ("rseq.c", "cpu_id.c", "percpu.c", "ops.c", "techniques.c", "abort.c", "takeover.c", "find.c")
+CORE_SOURCES = (
+    "rseq.c",
+    "inspect.c",
+    "cpu_id.c",
+    "percpu.c",
+    "ops.c",
+    "techniques.c",
+    "abort.c",
+    "takeover.c",
+    "find.c",
+)
 OWN_TLS_SOURCES = ("own_tls.c",)
 
 

@@ -27,6 +27,15 @@ void rl_store_u64(void *address, uint64_t value);
 int rl_libc(ptrdiff_t *offset_bytes, uint32_t *size_bytes, uint32_t *flags);
 int rl_configuration(struct rl_configuration *answer);
 
+struct rl_inspection {
+	struct rl_configuration configuration;
+	uint64_t thread_pointer;
+	int64_t stopped_ns;
+	...;
+};
+int rl_inspect(int tid, int timeout_ms, struct rl_inspection *answer);
+int rl_let_go(int tid);
+
 enum rl_reader {
 	RL_READ_NOTHING, RL_READ_FIELD, RL_READ_FIELD_EXPORTED, RL_READ_FIELD_HOISTED,
 	RL_READ_SCHED_GETCPU, RL_READ_VDSO, RL_READ_SYSCALL, ...

@@ -87,6 +87,24 @@ int rl_libc(ptrdiff_t *offset_bytes, uint32_t *size_bytes, uint32_t *flags);
  */
 int rl_configuration(struct rl_configuration *answer);
 
+/* ---- another process's thread (inspect.c) ---- */
+
+struct rl_inspection {
+	struct rl_configuration configuration;
+	uint64_t thread_pointer;	/* 0: not known, as in a 32-bit program */
+	int64_t stopped_ns;		/* from asking for the stop to letting go: it stood for this at most */
+};
+
+/*
+ * Stop the thread with PTRACE_SEIZE and PTRACE_INTERRUPT, ask, and let go. A signal that it was about to
+ * take is given back; a thread that was stopped by a signal before stays stopped. Returns 0 or -errno:
+ * -EPERM not allowed, or traced by another; -ESRCH gone; -EIO kernel older than 5.13; -ETIMEDOUT it did
+ * not stop (an uninterruptible sleep): it stays seized, and rl_let_go() must be called until it returns 0.
+ * Should the caller die before that, the kernel lets the thread go.
+ */
+int rl_inspect(int tid, int timeout_ms, struct rl_inspection *answer);
+int rl_let_go(int tid);	/* 0: it is free or gone; -EAGAIN: it has still not stopped */
+
 /*
  * A C thread's right to run critical sections: libc's registration where it is live, else one of our
  * own at the length and alignment that the kernel asks for, until rl_leave(). Leaving also clears
