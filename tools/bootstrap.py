@@ -230,7 +230,9 @@ OPTIONAL = (
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
     Tool(
         "a reader of archives",
-        tuple(f"/usr/lib/{triplet}/libarchive.so.13" for triplet in ("x86_64-linux-gnu", "aarch64-linux-gnu")),
+        tuple(
+            f"/usr/lib/{triplet}/libarchive.so.13" for triplet in ("x86_64-linux-gnu", "aarch64-linux-gnu")
+        ),
         ("libarchive13t64", "libarchive13"),
     ),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.

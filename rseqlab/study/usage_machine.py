@@ -1,0 +1,116 @@
+"""What the machine of a run says of its own use of rseq, and what real programs gain; by rows of experiments."""
+
+import importlib
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rseqlab.census.evidence import CLASSES
+from rseqlab.census.process import OWNERS
+from rseqlab.experiments.usage_aborts import LOAD, MACHINE
+from rseqlab.experiments.usage_files import NOT_REACHED
+from rseqlab.experiments.usage_live import ASKED
+from rseqlab.study.figures import BLUE, Figure, _finish, _shows_missing
+from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.tables import Table
+from rseqlab.study.tables import _shows_missing as _missing_table
+
+
+def _evidence(run: StudyRun, name: str) -> str:
+    return f"Evidence: measured, by the {run.source(name).origin}."
+
+
+@_shows_missing
+def files(run: StudyRun) -> Figure:
+    """Executable files in use, by the class of their strongest evidence and by likely origin."""
+    rows = run.table("usage-files")
+    found = rows[rows["outcome"].isin(CLASSES)]
+    all_, missed = int(rows["files"].sum()), int(rows.loc[rows["outcome"] == NOT_REACHED, "files"].sum())
+    numbers = found.sort_values(
+        ["outcome", "files"],
+        key=lambda column: column.map(list(CLASSES).index) if column.name == "outcome" else -column,
+    )[["outcome", "origin", "confidence", "files"]]
+    labels = [f"{row.outcome}: {row.origin} ({row.confidence})" for row in numbers.itertuples()]
+    canvas = Canvas(figsize=(7.2, 0.3 * max(len(labels), 1) + 1.0))
+    axes = canvas.subplots()
+    axes.barh(list(reversed(labels)), list(reversed(numbers["files"].tolist())), color=BLUE, height=0.7)
+    axes.set_xlabel("files, each counted once")
+    axes.grid(axis="x")
+    told = "; ".join(f"{label}: {count}" for label, count in zip(labels, numbers["files"], strict=True))
+    meant = "; ".join(
+        f"{name}: {words}" for name, words in CLASSES.items() if name in set(numbers["outcome"])
+    )
+    return _finish(
+        canvas,
+        f"Bars: files in use with evidence of rseq, by class, likely origin and confidence. {told}",
+        f"Of {all_} executable files that run there, {int(found['files'].sum())} have evidence of rseq"
+        + (f", {missed} were not reached in the time" if missed else "")
+        + f". {meant}. {_evidence(run, 'usage-files')}",
+        numbers,
+    )
+
+
+@_missing_table
+def live(run: StudyRun) -> Table:
+    """Threads by whose area they have."""
+    rows = run.table("usage-live")
+    asked = rows[rows["outcome"] == ASKED]
+    frame = rows.sort_values(["outcome", "threads"], ascending=[True, False])
+    frame = frame[["outcome", "registration", "threads", "processes", "longest_stop_ns"]]
+    by_owner = asked.groupby("owner")["threads"].sum()
+    told = ", ".join(f"{owner} {by_owner[owner]}" for owner in OWNERS if owner in by_owner)
+    return Table(
+        frame.astype(object).where(frame.notna(), ""),
+        f"{int(asked['threads'].sum())} threads of that machine were asked about: {told}. "
+        f"{int(rows['threads'].sum() - asked['threads'].sum())} were not. {_evidence(run, 'usage-live')}",
+    )
+
+
+@_missing_table
+def aborts(run: StudyRun) -> Table:
+    """How often the kernel updated areas and aborted sections, and whether its count can be believed."""
+    rows = run.table("usage-aborts")
+    frame = pd.DataFrame(
+        {
+            "who runs": row.what,
+            "event": row.event,
+            "count": "" if pd.isna(row.count_) else f"{int(row.count_):,}",
+            "per second": "" if pd.isna(row.count_) else f"{1e9 * row.count_ / row.elapsed_ns:,.0f}",
+            "by its own count": "" if pd.isna(row.by_itself) else f"{int(row.by_itself):,}",
+            "not counted, because": row.reason if isinstance(row.reason, str) else "",
+        }
+        for row in rows.rename(columns={"count": "count_"}).itertuples()
+    )
+    machine = rows[(rows["what"] == MACHINE) & (rows["event"] == "aborts")]
+    load = rows[(rows["what"] == LOAD) & (rows["event"] == "aborts")].dropna(subset=["count", "by_itself"])
+    told = ""
+    if len(machine.dropna(subset=["count"])):
+        told = f"Whatever ran there had {int(machine['count'].iloc[0]):,} sections aborted. "
+    if len(load):
+        told += (
+            f"Our own load counted {int(load['by_itself'].iloc[0]):,} aborts, the kernel "
+            f"{int(load['count'].iloc[0]):,}. "
+        )
+    return Table(frame, f"{told}{_evidence(run, 'usage-aborts')}")
+
+
+def _programs(name: str, run: StudyRun) -> object:
+    """A figure or table of the real programs, which live in a module of their own."""
+    try:
+        module = importlib.import_module("rseqlab.study.workloads")
+    except ModuleNotFoundError:
+        return NotMeasured("Real programs are not part of this version.")
+    try:
+        return getattr(module, name)(run)
+    except NotMeasured as missing:
+        return missing
+
+
+def programs(run: StudyRun) -> object:
+    """Real programs with rseq on and off: the ratio and its control."""
+    return _programs("forest", run)
+
+
+def programs_table(run: StudyRun) -> object:
+    """The same as a table, with the check that the switch did switch."""
+    return _programs("table", run)
