@@ -41,35 +41,45 @@ def mapped() -> dict[tuple[str, str], tuple[int, str]]:
 
 
 def plan(profile: str) -> list[Part]:
-    return [Part("files", 8, TIMEOUT_S, arguments={"seconds": SECONDS[profile]})]
+    return [Part("files", len(OUTCOMES), TIMEOUT_S, arguments={"seconds": SECONDS[profile]})]
 
 
 def measure(task: Task) -> Iterator[dict]:
-    """One row for each class and origin that there is; the smallest files first, as far as the time goes."""
-    counts: Counter[tuple[str, str, str]] = Counter()
+    """One row for each outcome; the smallest files first, as far as the time goes."""
+    counts: Counter[str] = Counter()
+    origins: dict[str, Counter[str]] = {name: Counter() for name in OUTCOMES}
+    sure: dict[str, Counter[str]] = {name: Counter() for name in OUTCOMES}
     seen = sorted(mapped().values())
     started = time.monotonic()
     for _, path in seen:
         if time.monotonic() - started > task.arguments["seconds"]:
-            counts[NOT_REACHED, "", ""] += 1
+            counts[NOT_REACHED] += 1
             continue
         report = files.Report()
         files.examine(path, True, report)
         for row in report.rows:
-            origins = sorted(one["origin"] for one in row["origins"])
-            counts[row["class"], ", ".join(origins) or UNMARKED, row["confidence"]] += 1
+            counts[row["class"]] += 1
+            sure[row["class"]][row["confidence"]] += 1
+            marked = sorted(one["origin"] for one in row["origins"])
+            origins[row["class"]][" and ".join(marked) or UNMARKED] += 1
         if not report.rows:
-            counts[REFUSED if report.refused else NO_EVIDENCE, "", ""] += 1
+            counts[REFUSED if report.refused else NO_EVIDENCE] += 1
     elapsed_ns = round(1e9 * (time.monotonic() - started))
-    for (outcome, origin, confidence), count in sorted(counts.items()):
-        if task.pending(outcome, origin or "none", confidence or "none"):
+    for outcome in OUTCOMES:
+        if task.pending(outcome):
             yield {
                 "outcome": outcome,
-                "origin": origin or "none",
-                "confidence": confidence or "none",
-                "files": count,
+                "files": counts[outcome],
+                "confidence": _told(sure[outcome]),
+                "origins": _told(origins[outcome]),
                 "elapsed_ns": elapsed_ns,
             }
+
+
+def _told(counts: Counter[str]) -> str | None:
+    """As text, most frequent first: ``glibc 2; tcmalloc 1``."""
+    ordered = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    return "; ".join(f"{name} {count}" for name, count in ordered) or None
 
 
 EXPERIMENT = Experiment(
@@ -80,14 +90,12 @@ EXPERIMENT = Experiment(
         Column(
             "outcome", "text", "the class of the strongest evidence, or why there is none", choices=OUTCOMES
         ),
-        Column("origin", "text", "likely origin, by stated marks; none: there is no evidence"),
-        Column(
-            "confidence", "text", "of the rule that gave the class", choices=("high", "medium", "low", "none")
-        ),
-        Column("files", "int", "so many files, each counted once however many processes run it", minimum=1),
+        Column("files", "int", "so many files, each counted once however many processes run it"),
+        Column("confidence", "text", "how many by which confidence of the rule", nullable=True),
+        Column("origins", "text", "how many of which likely origin, by stated marks", nullable=True),
         Column("elapsed_ns", "int", "what reading all of them took"),
     ),
-    key=("outcome", "origin", "confidence"),
+    key=("outcome",),
     needs=(LINUX,),
     seconds={"quick": 5, "full": 21},
     plan=plan,

@@ -11,49 +11,40 @@ from rseqlab.census import process
 from rseqlab.lab.experiment import LINUX, NATIVE, Column, Experiment, Part, Task
 
 TIMEOUT_S = 60
-ASKED, NOT_ASKED = "asked", "not asked"
+NOT_ASKED = "not asked"
+OUTCOMES = (*process.OWNERS, NOT_ASKED)
 
 
 def plan(_: str) -> list[Part]:
-    return [Part("threads", 6, TIMEOUT_S)]
+    return [Part("threads", len(OUTCOMES), TIMEOUT_S)]
 
 
 def measure(task: Task) -> Iterator[dict]:
-    """One row for each kind of registration that there is, and one for each reason not to ask."""
+    """One row for each owner, and one for the threads that were not asked about."""
     usual = abi.SIGNATURES.get(host.arch())
-    threads: Counter[tuple] = Counter()
+    kinds: dict[str, Counter[str]] = {name: Counter() for name in OUTCOMES}
     processes, stops = defaultdict(set), defaultdict(list)
     elapsed_ns = 0
     for row in process.inspect({"pids": None, "leave_out": []}):
         if "elapsed_ns" in row:
             elapsed_ns = row["elapsed_ns"]
-            unseen, pid = row["outside"], None
-        else:
-            unseen, pid = row["not_inspected"], row["pid"]
-        for why, count in unseen.items():
-            threads[NOT_ASKED, "none", None, None, why] += count
+        kinds[NOT_ASKED].update(row["outside"] if "outside" in row else row["not_inspected"])
         for one in row.get("threads", ()):
-            signature = (
-                "none" if one["signature"] is None else "usual" if one["signature"] == usual else "other"
-            )
-            kind = (ASKED, one["owner"], one["size_bytes"], one["flags"], f"signature: {signature}")
-            threads[kind] += 1
-            processes[kind].add(pid)
-            stops[kind].append(one["stopped_ns"])
-    for kind, count in sorted(threads.items(), key=str):
-        outcome, owner, size, flags, about = kind
-        registration = about if outcome == NOT_ASKED else owner
-        if outcome == ASKED and size is not None:
-            registration = f"{owner}, {size} bytes, flags {flags}, {about}"
-        if task.pending(outcome, registration):
+            owner = one["owner"]
+            signature = "usual" if one["signature"] == usual else "other"
+            kind = f"{one['size_bytes']} bytes, flags {one['flags']}, {signature} signature"
+            kinds[owner][kind if one["size_bytes"] is not None else "no area"] += 1
+            processes[owner].add(row["pid"])
+            stops[owner].append(one["stopped_ns"])
+    for outcome, found in kinds.items():
+        if task.pending(outcome):
+            ordered = sorted(found.items(), key=lambda one: (-one[1], one[0]))
             yield {
                 "outcome": outcome,
-                "registration": registration,
-                "owner": owner,
-                "size_bytes": size,
-                "threads": count,
-                "processes": len(processes[kind]) or None,
-                "longest_stop_ns": max(stops[kind], default=None),
+                "threads": found.total(),
+                "processes": len(processes[outcome]) if outcome != NOT_ASKED else None,
+                "registrations": "; ".join(f"{kind}: {count}" for kind, count in ordered) or None,
+                "longest_stop_ns": max(stops[outcome], default=None),
                 "elapsed_ns": elapsed_ns,
             }
 
@@ -63,12 +54,10 @@ EXPERIMENT = Experiment(
     question="Whose area has each running thread that may be asked about?",
     serves="usage: the census of the reader's own machine",
     columns=(
-        Column("outcome", "text", "whether the kernel was asked", choices=(ASKED, NOT_ASKED)),
-        Column("registration", "text", "owner, length, flags and signature; or why the kernel was not asked"),
-        Column("owner", "text", "whose area it is", choices=tuple(process.OWNERS)),
-        Column("size_bytes", "int", "registered length; empty: no area, or not asked", nullable=True),
-        Column("threads", "int", "so many threads", minimum=1),
+        Column("outcome", "text", "whose area it is, or that the kernel was not asked", choices=OUTCOMES),
+        Column("threads", "int", "so many threads"),
         Column("processes", "int", "of so many processes; empty: not told apart", nullable=True),
+        Column("registrations", "text", "how many of which kind; of those not asked: why", nullable=True),
         Column(
             "longest_stop_ns",
             "int",
@@ -77,7 +66,7 @@ EXPERIMENT = Experiment(
         ),
         Column("elapsed_ns", "int", "what asking all of them took"),
     ),
-    key=("outcome", "registration"),
+    key=("outcome",),
     needs=(LINUX, NATIVE),
     seconds={"quick": 2, "full": 2},
     plan=plan,

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure as Canvas
 from rseqlab.census.evidence import CLASSES
 from rseqlab.census.process import OWNERS
 from rseqlab.experiments.usage_aborts import LOAD, MACHINE
-from rseqlab.experiments.usage_files import NOT_REACHED
-from rseqlab.experiments.usage_live import ASKED
+from rseqlab.experiments.usage_files import NOT_REACHED, REFUSED
+from rseqlab.experiments.usage_live import NOT_ASKED
 from rseqlab.study.figures import BLUE, Figure, _finish, _shows_missing
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table
@@ -22,30 +22,27 @@ def _evidence(run: StudyRun, name: str) -> str:
 
 @_shows_missing
 def files(run: StudyRun) -> Figure:
-    """Executable files in use, by the class of their strongest evidence and by likely origin."""
-    rows = run.table("usage-files")
-    found = rows[rows["outcome"].isin(CLASSES)]
-    all_, missed = int(rows["files"].sum()), int(rows.loc[rows["outcome"] == NOT_REACHED, "files"].sum())
-    numbers = found.sort_values(
-        ["outcome", "files"],
-        key=lambda column: column.map(list(CLASSES).index) if column.name == "outcome" else -column,
-    )[["outcome", "origin", "confidence", "files"]]
-    labels = [f"{row.outcome}: {row.origin} ({row.confidence})" for row in numbers.itertuples()]
-    canvas = Canvas(figsize=(7.2, 0.3 * max(len(labels), 1) + 1.0))
+    """Executable files in use, by the class of their strongest evidence, with their likely origins."""
+    rows = run.table("usage-files").set_index("outcome")
+    numbers = rows.loc[list(CLASSES), ["files", "confidence", "origins"]].reset_index()
+    labels = numbers["outcome"].tolist()
+    canvas = Canvas(figsize=(7.2, 2.3))
     axes = canvas.subplots()
     axes.barh(list(reversed(labels)), list(reversed(numbers["files"].tolist())), color=BLUE, height=0.7)
-    axes.set_xlabel("files, each counted once")
-    axes.grid(axis="x")
-    told = "; ".join(f"{label}: {count}" for label, count in zip(labels, numbers["files"], strict=True))
-    meant = "; ".join(
-        f"{name}: {words}" for name, words in CLASSES.items() if name in set(numbers["outcome"])
-    )
+    for place, row in enumerate(reversed(list(numbers.itertuples()))):
+        said = f"{row.files}" + (f"  {row.origins}" if isinstance(row.origins, str) else "")
+        axes.annotate(said, (row.files, place), xytext=(4, -3), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.6)
+    axes.set_xlabel("files, each counted once; beside them their likely origins")
+    all_, found = int(rows["files"].sum()), int(numbers["files"].sum())
+    missed, refused = (int(rows.loc[name, "files"]) for name in (NOT_REACHED, REFUSED))
+    told = "; ".join(f"{row.outcome}: {row.files}" for row in numbers.itertuples())
     return _finish(
         canvas,
-        f"Bars: files in use with evidence of rseq, by class, likely origin and confidence. {told}",
-        f"Of {all_} executable files that run there, {int(found['files'].sum())} have evidence of rseq"
-        + (f", {missed} were not reached in the time" if missed else "")
-        + f". {meant}. {_evidence(run, 'usage-files')}",
+        f"Bars: files in use with evidence of rseq, by class of the strongest evidence. {told}",
+        f"Of {all_} executable files that ran there, {found} had evidence of rseq; {missed} were not reached in the "
+        f"time, {refused} could not be read. {'; '.join(f'{name}: {words}' for name, words in CLASSES.items())}. "
+        f"{_evidence(run, 'usage-files')}",
         numbers,
     )
 
@@ -54,15 +51,14 @@ def files(run: StudyRun) -> Figure:
 def live(run: StudyRun) -> Table:
     """Threads by whose area they have."""
     rows = run.table("usage-live")
-    asked = rows[rows["outcome"] == ASKED]
-    frame = rows.sort_values(["outcome", "threads"], ascending=[True, False])
-    frame = frame[["outcome", "registration", "threads", "processes", "longest_stop_ns"]]
-    by_owner = asked.groupby("owner")["threads"].sum()
-    told = ", ".join(f"{owner} {by_owner[owner]}" for owner in OWNERS if owner in by_owner)
+    asked = rows[rows["outcome"] != NOT_ASKED]
+    frame = rows[["outcome", "threads", "processes", "registrations", "longest_stop_ns"]]
+    told = ", ".join(f"{row.outcome} {row.threads}" for row in asked.itertuples() if row.threads)
+    meant = "; ".join(f"{name}: {words}" for name, words in OWNERS.items())
     return Table(
         frame.astype(object).where(frame.notna(), ""),
         f"{int(asked['threads'].sum())} threads of that machine were asked about: {told}. "
-        f"{int(rows['threads'].sum() - asked['threads'].sum())} were not. {_evidence(run, 'usage-live')}",
+        f"{int(rows['threads'].sum() - asked['threads'].sum())} were not. {meant}. {_evidence(run, 'usage-live')}",
     )
 
 
