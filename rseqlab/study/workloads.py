@@ -1,0 +1,383 @@
+"""Real programs with rseq on and off: the ratios, their controls, and what may be said of them.
+
+A ratio is operations per second with rseq on over off, pair by pair: above 1 the program gains. Beside it stands
+the control, on over on again. A gain or a loss is claimed only where the ratio's interval excludes 1 and the ratio
+is further from 1 than the control's whole interval reaches; everything else is a null result, and is said as such.
+"""
+
+import html
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rseqlab.census.workload import COUNTED
+from rseqlab.experiments import catalogue
+from rseqlab.lab import stats
+from rseqlab.lab.stats import Interval
+from rseqlab.study.claims import samples
+from rseqlab.study.figures import _INK, BLUE, ORANGE, Figure, _finish, _shows_missing
+from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.tables import Table
+
+GROUP = "workloads"
+MIN_PAIRS = 12
+GAINS, LOSES, NULL, FEW = "gains", "loses", "no difference shown", "too few pairs"
+ENVOY = "workload-envoy"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One program under one load: what rseq does to its speed, and how far to believe it."""
+
+    experiment: str
+    workload: str
+    on_per_second: float
+    off_per_second: float
+    ratio: Interval
+    control: Interval
+    resident: Interval | None
+    """Resident set with rseq on, as a ratio to off."""
+    calls_per_operation: float | None
+    """Of sched_getcpu(); None where they were not counted."""
+
+    @property
+    def verdict(self) -> str:
+        """``gains``, ``loses``, ``no difference shown`` or ``too few pairs``, by the rule above."""
+        if min(self.ratio.samples, self.control.samples) < MIN_PAIRS:
+            return FEW
+        reach = max(abs(self.control.low - 1), abs(self.control.high - 1))
+        if self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.median - 1) <= reach:
+            return NULL
+        return GAINS if self.ratio.median > 1 else LOSES
+
+    def sentence(self) -> str:
+        """The result in words, with the numbers that carry it."""
+        change = f"{_percent(self.ratio.median)} ({_percent(self.ratio.low)} to {_percent(self.ratio.high)})"
+        same = f"{_percent(self.control.low)} to {_percent(self.control.high)}"
+        calls = (
+            ""
+            if self.calls_per_operation is None
+            else f" It asked libc for the CPU {self.calls_per_operation:.2g} times an operation."
+        )
+        words = {
+            GAINS: f"gains by rseq: {change} operations per second",
+            LOSES: f"loses by rseq: {change} operations per second",
+            NULL: f"shows no difference between rseq on and off: {change} operations per second",
+            FEW: f"was run in {self.ratio.samples} pairs, too few for a verdict: {change}",
+        }[self.verdict]
+        return f"{self.workload} {words}; the same thing twice differs by {same}.{calls}"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def experiments() -> list[str]:
+    """The names of the experiments on real programs."""
+    return [name for name, one in catalogue().items() if one.group == GROUP]
+
+
+def _wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """One column, a row for each pair and a column for each mode; pairs that are not whole are left out."""
+    paired = rows[rows["mode"] != COUNTED]
+    return paired.pivot(index=["part", "round"], columns="mode", values=column).dropna()
+
+
+def _ratio(wide: pd.DataFrame, above: str, below: str) -> Interval:
+    # Every run is a process of its own.
+    return stats.ratio(wide[above].to_numpy(), wide[below].to_numpy(), range(len(wide)))
+
+
+def effect(rows: pd.DataFrame, experiment: str, workload: str) -> Effect:
+    """What the rows of one load say. Raises NotMeasured where there is no whole pair."""
+    rows = rows[rows["workload"] == workload]
+    speed = _wide(rows, "operations_per_second")
+    if speed.empty or not {"on", "on-again", "off"} <= set(speed):
+        raise NotMeasured(f"{workload} has no whole round of on, off and on again")
+    resident = _wide(rows, "resident_kib")
+    counted = rows[rows["mode"] == COUNTED]
+    calls = (counted["getcpu_calls"] / counted["operations"]).median() if len(counted) else None
+    return Effect(
+        experiment,
+        workload,
+        float(speed["on"].median()),
+        float(speed["off"].median()),
+        _ratio(speed, "on", "off"),
+        _ratio(speed, "on", "on-again"),
+        _ratio(resident, "on", "off") if len(resident) else None,
+        calls,
+    )
+
+
+def effects(run: StudyRun) -> list[Effect]:
+    """Every program and load that was measured, in the order of the experiments. Raises NotMeasured for none."""
+    run.of_group(GROUP)
+    found = []
+    for name in experiments():
+        try:
+            rows = run.table(name)
+        except NotMeasured:
+            continue  # `missing` says so
+        for workload in rows["workload"].unique():
+            try:
+                found.append(effect(rows, name, workload))
+            except NotMeasured:
+                continue
+    if not found:
+        raise NotMeasured(" ".join(str(one) for one in missing(run)))
+    return found
+
+
+def missing(run: StudyRun) -> list[NotMeasured]:
+    """The experiments on real programs that this run has no rows of, each with its reason."""
+    found = []
+    for name in experiments():
+        try:
+            run.table(name)
+        except NotMeasured as reason:
+            found.append(reason)
+    return found
+
+
+def _shows_missing_table(function):
+    def table(run: StudyRun) -> Table | NotMeasured:
+        try:
+            return function(run)
+        except NotMeasured as reason:
+            return reason
+
+    table.__doc__ = function.__doc__
+    return table
+
+
+def _interval(found: Interval) -> str:
+    return f"{found.median:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+@_shows_missing_table
+def table(run: StudyRun) -> Table:
+    """Speed with rseq on and off, the ratio, the control, memory, and how often libc was asked for the CPU."""
+    found = effects(run)
+    frame = pd.DataFrame(
+        [
+            {
+                "program and load": one.workload,
+                "on_per_second": f"{one.on_per_second:,.0f}",
+                "off_per_second": f"{one.off_per_second:,.0f}",
+                "on/off": _interval(one.ratio),
+                "control on/on": _interval(one.control),
+                "pairs": one.ratio.samples,
+                "resident on/off": _interval(one.resident) if one.resident else "",
+                "sched_getcpu calls per operation": "not counted"
+                if one.calls_per_operation is None
+                else f"{one.calls_per_operation:.2g}",
+                "verdict": one.verdict,
+            }
+            for one in found
+        ]
+    )
+    return Table(
+        frame,
+        "Operations per second with rseq on and off by libc's tunable; medians of paired ratios with their 95 % "
+        "intervals. Above 1: faster with rseq",
+    )
+
+
+@_shows_missing
+def forest(run: StudyRun) -> Figure:
+    """Every program's ratio with its interval, the control in grey beside it."""
+    found = effects(run)
+    numbers = pd.DataFrame(
+        [
+            {
+                "workload": one.workload,
+                "ratio": one.ratio.median,
+                "low": one.ratio.low,
+                "high": one.ratio.high,
+                "control": one.control.median,
+                "control_low": one.control.low,
+                "control_high": one.control.high,
+                "pairs": one.ratio.samples,
+                "verdict": one.verdict,
+            }
+            for one in found
+        ]
+    )
+    canvas = Canvas(figsize=(7.2, 1.1 + 0.36 * len(numbers)), layout="constrained")
+    axes = canvas.subplots()
+    y = numbers.index[::-1]
+    looks = (
+        ("ratio", "low", "high", "rseq on / off", BLUE, "o", 0.13),
+        ("control", "control_low", "control_high", "on / on again (control)", ORANGE, "D", -0.13),
+    )
+    for middle, low, high, label, colour, marker, shift in looks:
+        axes.errorbar(
+            numbers[middle],
+            y + shift,
+            xerr=[numbers[middle] - numbers[low], numbers[high] - numbers[middle]],
+            fmt=marker,
+            color=colour,
+            fillstyle="full" if middle == "ratio" else "none",
+            label=label,
+            linewidth=1.4,
+            markersize=5,
+        )
+    for place, verdict in zip(y, numbers["verdict"], strict=True):
+        axes.text(1.02, place, verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.axvline(1, color=_INK, alpha=0.5, linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(numbers)), list(reversed(numbers["workload"])))
+    axes.set_ylim(-0.6, len(numbers) - 0.4)
+    axes.grid(axis="x")
+    axes.set_xlabel("operations per second, rseq on as a ratio to off (bars: 95 % interval of the median)")
+    canvas.legend(loc="outside upper left", ncols=2)
+    return _finish(
+        canvas,
+        "Forest plot: operations per second of real programs with rseq on as a ratio to off. "
+        + "; ".join(
+            f"{row.workload}: {row.ratio:.3f} ({row.low:.3f} to {row.high:.3f}), {row.verdict}"
+            for row in numbers.itertuples()
+        ),
+        "Right of the line a program is faster where libc registers rseq. The control is the same thing measured "
+        f"twice. {numbers['pairs'].min()} pairs or more a row.",
+        numbers,
+    )
+
+
+@_shows_missing_table
+def collision(run: StudyRun) -> Table:
+    """Envoy where libc owns the area and where it does not: by the kernel, and in the program's own words."""
+    rows = run.table(ENVOY)
+    found = [
+        {
+            "load": workload,
+            "libc's registration": mode,
+            "areas belong to": " or ".join(sorted(group["rseq_owner"].unique())),
+            "threads with an area": _spans(group["registered_threads"], group["threads"]),
+            "bytes in per-CPU caches": f"{group['cache_bytes'].median():,.0f}",
+            "resident_kib": f"{group['resident_kib'].median():,.0f}",
+            "operations_per_second": f"{group['operations_per_second'].median():,.0f}",
+            "Envoy reports (last run)": group["reported"].iloc[-1],
+        }
+        for (workload, mode), group in rows.groupby(["workload", "mode"], sort=True)
+        if mode in ("on", "off")
+    ]
+    return Table(
+        pd.DataFrame(found),
+        "Envoy and its TCMalloc, which registers the area itself where libc has not; medians over the rounds",
+    )
+
+
+def _spans(some: pd.Series, whole: pd.Series) -> str:
+    pairs = sorted({f"{few} of {all_}" for few, all_ in zip(some, whole, strict=True)})
+    return ", ".join(pairs)
+
+
+@_shows_missing_table
+def switches(run: StudyRun) -> Table:
+    """That the switch did switch: whose the areas were in every run, as the kernel and libc answered."""
+    run.of_group(GROUP)
+    tables = []
+    for name in experiments():
+        try:
+            tables.append(run.table(name))
+        except NotMeasured:
+            continue
+    if not tables:
+        raise NotMeasured(" ".join(str(one) for one in missing(run)))
+    rows = pd.concat(tables)
+    found = [
+        {
+            "program and load": workload,
+            "started": mode,
+            "areas belong to": " or ".join(sorted(group["rseq_owner"].unique())),
+            "threads with an area": f"{group['registered_threads'].sum()} of {group['threads'].sum()}",
+            "area_bytes": ", ".join(f"{size:.0f}" for size in sorted(group["area_bytes"].dropna().unique())),
+            "runs": len(group),
+        }
+        for (workload, mode), group in rows.groupby(["workload", "mode"], sort=True)
+    ]
+    return Table(
+        pd.DataFrame(found),
+        "PTRACE_GET_RSEQ_CONFIGURATION of every thread, and __rseq_size in the process, while it ran",
+    )
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """What the run says, one computed sentence after the other."""
+
+    lines: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.lines)}</ul>"
+
+
+def sentences(run: StudyRun) -> Sentences | NotMeasured:
+    """Gains, losses and null results alike, what they may rest on, and what was not measured."""
+    try:
+        return Sentences(tuple(_lines(run)))
+    except NotMeasured as reason:
+        return reason
+
+
+def _lines(run: StudyRun) -> Iterator[str]:
+    found = effects(run)
+    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in (GAINS, LOSES, NULL, FEW)}
+    yield (
+        f"Of {len(found)} programs and loads, {counts[GAINS]} gain by rseq, {counts[LOSES]} lose and {counts[NULL]} show "
+        f"no difference; {counts[FEW]} were run too seldom for a verdict."
+    )
+    yield (
+        f"With {len(found)} intervals of 95 %, {0.05 * len(found):.1f} would exclude 1 by chance alone; a gain or a "
+        "loss must also be larger than what the same thing measured twice differs by."
+    )
+    for verdict in (GAINS, LOSES, NULL, FEW):
+        for one in (one for one in found if one.verdict == verdict):
+            yield one.sentence() + _saved(run, one)
+    yield from _collision_lines(run)
+    for reason in missing(run):
+        yield str(reason)
+
+
+def _saved(run: StudyRun, one: Effect) -> str:
+    """How much the calls of sched_getcpu() can make out, by what one costs with rseq and without."""
+    if not one.calls_per_operation:
+        return ""
+    try:
+        costs = {
+            start: samples(run, "cpu-id-read", "sched_getcpu", "throughput", start).median()
+            for start in ("libc", "none")
+        }
+    except NotMeasured:
+        return ""
+    saved_ns = one.calls_per_operation * (costs["none"] - costs["libc"])
+    share = 100 * saved_ns * one.off_per_second / 1e9
+    return (
+        f" By the cost of one call (cpu-id-read: {costs['libc']:.1f} ns with rseq, {costs['none']:.1f} ns without) "
+        f"that makes out {share:.2g} % of one CPU's time."
+    )
+
+
+def _collision_lines(run: StudyRun) -> Iterator[str]:
+    try:
+        rows = run.table(ENVOY)
+    except NotMeasured:
+        return
+    for mode, owner in (("on", "libc"), ("off", "Envoy itself")):
+        part = rows[rows["mode"] == mode]
+        active = int((part["cache_bytes"] > 0).sum())
+        yield (
+            f"In {len(part)} runs of Envoy where {owner} owns the area, its per-CPU caches were in use in {active}; "
+            f"they held {part['cache_bytes'].median():,.0f} bytes at the median."
+        )
+    memory = [one for one in effects(run) if one.experiment == ENVOY and one.resident]
+    for one in memory:
+        yield (
+            f"{one.workload}: with libc's registration the resident set is {_percent(one.resident.median)} "
+            f"({_percent(one.resident.low)} to {_percent(one.resident.high)}) against that without."
+        )
