@@ -86,7 +86,7 @@ __asm__("restorer:\n\tmov x8, #139\n\tsvc #0\n");
 #define CALL0(name) CALL(name, 0, 0, 0, 0, 0, 0)
 
 /* The numbers of the ABI that this needs, so that no libc header is. */
-enum { SIGHUP_ = 1, SIGKILL_ = 9, SIGUSR1_ = 10, SIGSEGV_ = 11, SIGALRM_ = 14, SIGCHLD_ = 17, SIGSTOP_ = 19 };
+enum { SIGHUP_ = 1, SIGKILL_ = 9, SIGUSR1_ = 10, SIGSEGV_ = 11, SIGALRM_ = 14, SIGCHLD_ = 17, SIGSTOP_ = 19, SIGVTALRM_ = 26 };
 enum { MAP_SHARED_ = 1, MAP_PRIVATE_ = 2, MAP_ANONYMOUS_ = 0x20, PROT_READ_ = 1, PROT_WRITE_ = 2 };
 enum { PAGE = 4096 };
 

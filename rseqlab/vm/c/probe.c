@@ -333,25 +333,45 @@ static void say_configuration(long unused)
 	say(from);
 }
 
-/* Every length and place of an area, each taken back at once: nothing here can kill. */
+static void put_run(long code, int count)
+{
+	put_number(code, 0);
+	if (count > 1) {
+		put("*");
+		put_number(count, 0);
+	}
+}
+
+/*
+ * Every length or place of an area, each taken back at once: nothing here can kill. The answers are errno, run by
+ * run: "22*32,0,22" is 32 times EINVAL, once accepted, once EINVAL.
+ */
 static void codes(const char *question, const char *name, int from, int to, uint32_t bytes)
 {
+	long before = 0;
+	int count = 0;
+
 	begin_row(question, name);
 	put("\"from\":");
 	put_number(from, 0);
-	put(",\"codes\":[");
+	put(",\"codes\":\"");
 	for (int i = from; i <= to; i++) {
 		char *place = bytes ? base + i : base;
 		const uint32_t asked = bytes ? bytes : (uint32_t)i;
-		const long error = rseq_at(place, asked, 0, SIGNATURE);
+		const long error = -rseq_at(place, asked, 0, SIGNATURE);
 
 		if (!error)
 			rseq_at(place, asked, UNREGISTER, SIGNATURE);
-		if (i > from)
+		if (count && error != before) {
+			put_run(before, count);
 			put(",");
-		put_number(-error, 0);
+			count = 0;
+		}
+		before = error;
+		count++;
 	}
-	put("]}");
+	put_run(before, count);
+	put("\"}");
 	end_line();
 }
 
@@ -475,6 +495,16 @@ __attribute__((noinline, aligned(64))) static void raise_here(void)
 	CALL2(kill, own_id(), SIGUSR1_);
 }
 
+/* The same for a signal that comes while the program computes. */
+__attribute__((noinline, aligned(64))) static void compute_here(void)
+{
+	struct { struct time interval, value; } timer = { { 0, 0 }, { 0, 2000 /* microseconds of its own time */ } };
+
+	CALL3(setitimer, 1, &timer, 0);
+	while (!handled)
+		__asm__ volatile("" ::: "memory");
+}
+
 struct descriptor {
 	uint32_t version, flags;
 	uint64_t start, bytes, abort;
@@ -482,17 +512,22 @@ struct descriptor {
 
 enum bad { NOT_RUNNING, NOT_RUNNING_UNSIGNED, UNMAPPED, VERSION, UNSIGNED, ABORT_INSIDE };
 
-static void interrupted_with(long which)
+#define COMPUTING 16
+
+static void interrupted_with(long what)
 {
+	const int computing = what >= COMPUTING;
+	const enum bad which = (enum bad)(what % COMPUTING);
+	void (*const here)(void) = computing ? compute_here : raise_here;
 	struct descriptor *place = (struct descriptor *)(base + 1024);
 	const uint64_t zeros = (uintptr_t)base + 2048, signed_ = (uintptr_t)base + 3072;
-	const uint64_t code = (uintptr_t)raise_here & -(uint64_t)PAGE;
+	const uint64_t code = (uintptr_t)here & -(uint64_t)PAGE;
 	uint64_t pointer = (uintptr_t)place;
 
 	if (!enter())
 		return;
 	store(base, 3068, SIGNATURE);
-	switch ((enum bad)which) {
+	switch (which) {
 	case NOT_RUNNING:
 		*place = (struct descriptor){ 0, 0, zeros, 16, signed_ };
 		break;
@@ -512,9 +547,9 @@ static void interrupted_with(long which)
 		*place = (struct descriptor){ 0, 0, code, 2 * PAGE, code + 64 };
 		break;
 	}
-	on_signal(SIGUSR1_, handler);
+	on_signal(computing ? SIGVTALRM_ : SIGUSR1_, handler);
 	__atomic_store_n((uint64_t *)(area + 8), pointer, __ATOMIC_SEQ_CST);
-	raise_here();
+	here();
 	say_words(handled ? "alive" : "no signal came");
 }
 
@@ -635,7 +670,7 @@ static void after_exec(long unused)
 
 /* ---- fields: which are live, and what becomes of what a user writes there ---- */
 
-enum event { SYSTEM_CALL, SLEEP, PREEMPTION, MIGRATION, A_SIGNAL };
+enum event { SYSTEM_CALL, SLEEP, PREEMPTION, MIGRATION, A_SIGNAL, A_SIGNAL_COMPUTING };
 
 static int spin_in_child(void)
 {
@@ -684,6 +719,10 @@ static int happens(enum event event)
 	case A_SIGNAL:
 		on_signal(SIGUSR1_, handler);
 		raise_here();
+		return handled;
+	case A_SIGNAL_COMPUTING:
+		on_signal(SIGVTALRM_, handler);
+		compute_here();
 		return handled;
 	}
 	return 0;
@@ -984,12 +1023,16 @@ static void registered_thread(void)
 	attempt("unregister", "another signature", unregister_signature, 0);
 	attempt("unregister", "another address", unregister_address, 0);
 	attempt("unregister", "another thread's area", unregister_foreign, 0);
-	attempt("descriptor", "of a section that does not run", interrupted_with, NOT_RUNNING);
-	attempt("descriptor", "of one that does not run, without signature", interrupted_with, NOT_RUNNING_UNSIGNED);
-	attempt("descriptor", "in unmapped memory", interrupted_with, UNMAPPED);
-	attempt("descriptor", "of another version", interrupted_with, VERSION);
-	attempt("descriptor", "whose abort handler has no signature", interrupted_with, UNSIGNED);
-	attempt("descriptor", "whose abort handler lies inside its section", interrupted_with, ABORT_INSIDE);
+	for (int computing = 0; computing <= COMPUTING; computing += COMPUTING) {
+		const char *question = computing ? "descriptor, while it computes" : "descriptor";
+
+		attempt(question, "of a section that does not run", interrupted_with, NOT_RUNNING + computing);
+		attempt(question, "of one that does not run, without signature", interrupted_with, NOT_RUNNING_UNSIGNED + computing);
+		attempt(question, "in unmapped memory", interrupted_with, UNMAPPED + computing);
+		attempt(question, "of another version", interrupted_with, VERSION + computing);
+		attempt(question, "whose abort handler has no signature", interrupted_with, UNSIGNED + computing);
+		attempt(question, "whose abort handler lies inside its section", interrupted_with, ABORT_INSIDE + computing);
+	}
 	attempt("thread", "a new thread of a registered one starts", thread_starts, 0);
 	attempt("thread", by_libc ? "ends while registered" : "ends while registered; its memory is reused", thread_ends, 0);
 	if (!by_libc)
@@ -1010,6 +1053,7 @@ static void registered_thread(void)
 	attempt("user writes cpu_id_start", "preemption", scribble, SCRIBBLE(0, PREEMPTION));
 	attempt("user writes cpu_id_start", "migration", scribble, SCRIBBLE(0, MIGRATION));
 	attempt("user writes cpu_id_start", "a signal", scribble, SCRIBBLE(0, A_SIGNAL));
+	attempt("user writes cpu_id_start", "a signal while it computes", scribble, SCRIBBLE(0, A_SIGNAL_COMPUTING));
 	for (int i = 1; i < FIELDS; i++) {
 		attempt("user writes, then sleeps", fields[i].name, scribble, SCRIBBLE(fields[i].offset, SLEEP));
 		attempt("user writes, then migrates", fields[i].name, scribble, SCRIBBLE(fields[i].offset, MIGRATION));
