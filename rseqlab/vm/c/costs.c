@@ -4,7 +4,8 @@
  * for each instruction, the kernel's included, so a difference of two readings is a number of instructions.
  *
  * A turn always stores to rseq_cs of an area, enters the kernel, and counts how it came back. Only what was
- * stored and whether the area is registered differ, so the program's own instructions are the same.
+ * stored and whether the area is registered differ, so the program's own instructions are the same. Turns come in
+ * batches that are shorter than the kernel's clock ticks are apart: the least of them is one without a tick.
  */
 #define _GNU_SOURCE
 #include "guest.h"
@@ -19,8 +20,8 @@
 ptrdiff_t kept_offset_bytes;
 
 enum {
-	UNREGISTER = 1, SETTLE_S = 20, REPEATS = 3, PAGES = 512, PAGE_BYTES = 4096,
-	CALLS = 20000, ROUND_TRIPS = 1000, SIGNALS = 4000, FAULT_ROUNDS = 8, OPERATIONS = 100000, CALIBRATION = 1000000,
+	UNREGISTER = 1, SETTLE_S = 20, REPEATS = 3, PAGES = 256, PAGE_BYTES = 4096, BATCHES = 12,
+	CALLS = 2000, ROUND_TRIPS = 64, SIGNALS = 200, OPERATIONS = 20000, CALIBRATION = 100000,
 };
 
 static struct { _Alignas(256) char bytes[256]; } area_memory;
@@ -103,16 +104,29 @@ static uint64_t descriptor(enum section_state state, int touches)
 	return state == NO_DESCRIPTOR ? 0 : (uintptr_t)(state == INSIDE ? inside : &elsewhere);
 }
 
-/* Each gives the instructions of all its turns, or -1 where not every turn was done. */
-static int64_t calls(enum section_state state)
+/* The instructions of each batch of a series, its total and its least. */
+struct series { int64_t total, least; int batches, failed; };
+
+static void add(struct series *series, int64_t start)
+{
+	const int64_t found = clock_now() - start;
+
+	series->total += found;
+	if (!series->batches++ || found < series->least)
+		series->least = found;
+}
+
+static void calls(enum section_state state, struct series *series)
 {
 	const uint64_t cs = descriptor(state, 0);
-	const int64_t start = clock_now();
 
-	for (int i = 0; i < CALLS; i++)
-		if (call_inside(area, cs, SYS_getppid, 0, 0, 0) < 0)
-			return -1;
-	return clock_now() - start;
+	for (int batch = 0; batch < BATCHES; batch++) {
+		const int64_t start = clock_now();
+
+		for (int i = 0; i < CALLS; i++)
+			call_inside(area, cs, SYS_getppid, 0, 0, 0);
+		add(series, start);
+	}
 }
 
 static volatile int handled;
@@ -123,88 +137,94 @@ static void handler(int number)
 	handled++;
 }
 
-static int64_t signals(enum section_state state)
+static void signals(enum section_state state, struct series *series)
 {
 	const uint64_t cs = descriptor(state, 0);
 	const long self = getpid();
-	int64_t start;
 
 	signal(SIGUSR1, handler);
 	handled = 0;
-	start = clock_now();
-	for (int i = 0; i < SIGNALS; i++)
-		call_inside(area, cs, SYS_kill, self, SIGUSR1, 0);
-	start = clock_now() - start;
-	return handled == SIGNALS ? start : -1;
+	for (int batch = 0; batch < BATCHES; batch++) {
+		const int64_t start = clock_now();
+
+		for (int i = 0; i < SIGNALS; i++)
+			call_inside(area, cs, SYS_kill, self, SIGUSR1, 0);
+		add(series, start);
+	}
+	series->failed = handled != SIGNALS * BATCHES;
 }
 
-static int64_t faults(enum section_state state)
+static void faults(enum section_state state, struct series *series)
 {
 	const uint64_t cs = descriptor(state, 1);
 	char *memory = mmap(NULL, PAGES * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	int64_t total = 0, start;
 
-	if (memory == MAP_FAILED)
-		return -1;
+	if (memory == MAP_FAILED) {
+		series->failed = 1;
+		return;
+	}
 	for (int page = 0; page < PAGES; page++)
 		memory[page * PAGE_BYTES] = 2;
-	for (int round = 0; round < FAULT_ROUNDS; round++) {
+	for (int batch = 0; batch < BATCHES; batch++) {
+		int64_t start;
+
 		madvise(memory, PAGES * PAGE_BYTES, MADV_DONTNEED);	/* the pages stay, only their entries go */
 		start = clock_now();
 		for (int page = 0; page < PAGES; page++)
 			touch_inside(area, cs, memory + page * PAGE_BYTES);
-		total += clock_now() - start;
+		add(series, start);
 	}
 	for (int page = 0; page < PAGES; page++)
-		if (memory[page * PAGE_BYTES] != 1)
-			total = -1;
+		series->failed |= memory[page * PAGE_BYTES] != 1;
 	munmap(memory, PAGES * PAGE_BYTES);
-	return total;
 }
 
 /* The other process is a fork: it is registered as this one is, at the same address. */
-static int64_t switches(enum section_state state)
+static void switches(enum section_state state, struct series *series)
 {
 	const uint64_t cs = descriptor(state, 0);
 	int there[2], back[2], status = 0;
-	int64_t start, total;
 	char byte = 1;
 	pid_t child;
 
+	series->failed = 1;
 	if (pipe(there) || pipe(back))
-		return -1;
+		return;
 	child = fork();
 	if (child == 0) {
-		for (int i = 0; i < ROUND_TRIPS + 1; i++)
+		for (int i = 0; i < ROUND_TRIPS * BATCHES + 1; i++)
 			if (call_inside(area, cs, SYS_read, there[0], (long)&byte, 1) != 1 ||
 			    call_inside(area, cs, SYS_write, back[1], (long)&byte, 1) != 1)
 				_exit(1);
 		_exit(0);
 	}
 	if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
-		return -1;
+		return;
 	rest();
 	rl_left = rl_aborted = 0;
-	start = clock_now();
-	for (int i = 0; i < ROUND_TRIPS; i++)
-		if (call_inside(area, cs, SYS_write, there[1], (long)&byte, 1) != 1 ||
-		    call_inside(area, cs, SYS_read, back[0], (long)&byte, 1) != 1)
-			return -1;
-	total = clock_now() - start;
+	for (int batch = 0; batch < BATCHES; batch++) {
+		const int64_t start = clock_now();
+
+		for (int i = 0; i < ROUND_TRIPS; i++)
+			if (call_inside(area, cs, SYS_write, there[1], (long)&byte, 1) != 1 ||
+			    call_inside(area, cs, SYS_read, back[0], (long)&byte, 1) != 1)
+				return;
+		add(series, start);
+	}
 	waitpid(child, &status, 0);
 	close(there[0]), close(there[1]), close(back[0]), close(back[1]);
-	return status ? -1 : total;
+	series->failed = status != 0;
 }
 
 static const struct {
 	const char *name;
-	int64_t (*run)(enum section_state);
+	void (*run)(enum section_state, struct series *);
 	int turns;
 } measures[] = {
 	{ "system-call", calls, CALLS },
 	{ "context-switch", switches, ROUND_TRIPS },
 	{ "signal", signals, SIGNALS },
-	{ "page-fault", faults, PAGES * FAULT_ROUNDS },
+	{ "page-fault", faults, PAGES },
 };
 
 static long registration(uint32_t length, int flags)
@@ -212,11 +232,12 @@ static long registration(uint32_t length, int flags)
 	return length && syscall(__NR_rseq, area, length, flags, RL_SIGNATURE) ? -errno : 0;
 }
 
-static void row(const char *measure, uint32_t length, const char *state, int repeat, int turns, int64_t instructions)
+static void row(const char *measure, uint32_t length, const char *state, int repeat, int turns, const struct series *series)
 {
-	guest_printf("{\"measure\":\"%s\",\"length\":%u,\"section\":\"%s\",\"repeat\":%d,\"turns\":%d,"
-		     "\"instructions\":%lld,\"aborted\":%llu}\n", measure, length, state, repeat, turns,
-		     (long long)instructions, (unsigned long long)rl_aborted);
+	guest_printf("{\"measure\":\"%s\",\"length\":%u,\"section\":\"%s\",\"repeat\":%d,\"turns\":%d,\"batches\":%d,"
+		     "\"total\":%lld,\"least\":%lld,\"aborted\":%llu,\"failed\":%d}\n", measure, length, state, repeat,
+		     turns, series->batches, (long long)series->total, (long long)series->least,
+		     (unsigned long long)rl_aborted, series->failed);
 }
 
 static void costs(int repeat, uint32_t length)
@@ -224,19 +245,18 @@ static void costs(int repeat, uint32_t length)
 	for (int state = NO_DESCRIPTOR; state <= (length ? INSIDE : NO_DESCRIPTOR); state++) {
 		for (size_t i = 0; i < sizeof(measures) / sizeof(*measures); i++) {
 			const long error = registration(length, 0);
-			int64_t instructions;
+			struct series series = { 0 };
 
 			if (error) {
-				guest_printf("{\"refused\":%ld,\"length\":%u}\n", -error, length);
+				guest_printf("{\"refused\":%ld,\"length\":%u,\"repeat\":%d}\n", -error, length, repeat);
 				return;
 			}
 			rest();
 			rl_left = rl_aborted = 0;
-			instructions = measures[i].run(state);
-			row(measures[i].name, length, state_names[state], repeat, measures[i].turns, instructions);
+			measures[i].run(state, &series);
+			row(measures[i].name, length, state_names[state], repeat, measures[i].turns, &series);
 			__atomic_store_n((uint64_t *)(area + 8), 0, __ATOMIC_SEQ_CST);
-			if (registration(length, UNREGISTER))
-				guest_printf("{\"refused\":%d,\"length\":%u}\n", errno, length);
+			registration(length, UNREGISTER);
 		}
 	}
 }
@@ -250,19 +270,25 @@ static void operations(int repeat)
 	((struct rl_area *)area)->rseq_cs = 0;
 	for (size_t i = 0; i < LOOPS; i++) {
 		const struct loop *loop = &loops[i];
-		int64_t start;
-		int error;
+		struct series series = { 0 };
+		uint64_t aborts = 0;
 
 		if (strcmp(loop->who, "ours") || !strcmp(loop->by, "mm_cid"))
 			continue;
-		prepare(&bench, loop, 1);
-		start = clock_now();
-		error = loop->run(&bench, OPERATIONS);
-		start = clock_now() - start;
+		for (int batch = 0; batch < BATCHES; batch++) {
+			int64_t start;
+
+			prepare(&bench, loop, 1);
+			start = clock_now();
+			series.failed |= loop->run(&bench, OPERATIONS);
+			add(&series, start);
+			series.failed |= !was_done(&bench, loop, OPERATIONS, 0);
+			aborts += bench.aborts;
+		}
 		guest_printf("{\"operation\":\"%s\",\"by\":\"%s\",\"bytes\":%d,\"empty\":\"%s\",\"repeat\":%d,\"turns\":%d,"
-			     "\"instructions\":%lld,\"aborted\":%llu}\n", loop->operation, loop->by, loop->bytes, loop->empty,
-			     repeat, OPERATIONS, error || !was_done(&bench, loop, OPERATIONS, 0) ? -1ll : (long long)start,
-			     (unsigned long long)bench.aborts);
+			     "\"batches\":%d,\"total\":%lld,\"least\":%lld,\"aborted\":%llu,\"failed\":%d}\n", loop->operation,
+			     loop->by, loop->bytes, loop->empty, repeat, OPERATIONS, series.batches, (long long)series.total,
+			     (long long)series.least, (unsigned long long)aborts, series.failed != 0);
 	}
 	__atomic_store_n((uint64_t *)(area + 8), 0, __ATOMIC_SEQ_CST);
 	registration(32, UNREGISTER);
@@ -281,12 +307,16 @@ int main(void)
 	elsewhere.start_ip -= 64;	/* code that nobody runs, before its handler */
 	nanosleep(&settle, NULL);
 	for (int repeat = 0; repeat < REPEATS; repeat++) {
-		int64_t start;
+		struct series series = { 0 };
 
 		rl_aborted = 0;
-		start = clock_now();
-		six_instructions(CALIBRATION);
-		row("calibration", 0, "null", repeat, CALIBRATION, clock_now() - start);
+		for (int batch = 0; batch < BATCHES; batch++) {
+			const int64_t start = clock_now();
+
+			six_instructions(CALIBRATION);
+			add(&series, start);
+		}
+		row("calibration", 0, "null", repeat, CALIBRATION, &series);
 		for (size_t i = 0; i < sizeof(lengths) / sizeof(*lengths); i++)
 			costs(repeat, lengths[i]);
 		operations(repeat);
