@@ -19,7 +19,12 @@ def plan(_: str) -> list[Part]:
     usable, skipped = guests.usable("matrix")
     of_arch = {arch: libcs.chosen_libcs(arch) for arch in guests.ARCHS}
     skipped += [
-        Part(f"{name}-{arch}".replace("_", "-"), 0, 1, skip=f"{name} for {arch} is not here; get it with: rseqlab kernels fetch")
+        Part(
+            f"{name}-{arch}".replace("_", "-"),
+            0,
+            1,
+            skip=f"{name} for {arch} is not here; get it with: rseqlab kernels fetch",
+        )
         for name, arch in libcs.not_here()
     ]
     usable = [kernel for kernel in usable if of_arch[kernel.arch]]
@@ -32,7 +37,9 @@ def plan(_: str) -> list[Part]:
             TIMEOUT_S,
             arguments={
                 "kernels": [guests.argument(kernel) for kernel in usable],
-                "libcs": {arch: [matrix.libc_argument(one) for one in found] for arch, found in of_arch.items()},
+                "libcs": {
+                    arch: [matrix.libc_argument(one) for one in found] for arch, found in of_arch.items()
+                },
             },
         ),
         *skipped,
@@ -68,8 +75,15 @@ EXPERIMENT = Experiment(
         Column("mode", "text", "who registered the thread before the attempt", choices=tuple(matrix.MODES)),
         Column("question", "text", "what the attempt varies", choices=matrix.QUESTIONS),
         Column("attempt", "text", "the attempt, unique within its question"),
-        Column("answer", "text", "accepted, the errno, a state, a value, or the signal that killed the attempt"),
-        Column("predicted", "text", "what the documented rule says, where there is one for the whole answer", nullable=True),
+        Column(
+            "answer", "text", "accepted, the errno, a state, a value, or the signal that killed the attempt"
+        ),
+        Column(
+            "predicted",
+            "text",
+            "what the documented rule says, where there is one for the whole answer",
+            nullable=True,
+        ),
         Column("qemu", "text", "what ran the guest"),
         Column("accel", "text", "how: kvm or tcg"),
     ),
@@ -79,9 +93,8 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=tuple(
-        f"vm/{name}"
-        for name in ("boot.py", "guests.py", "image.py", "matrix.py", "programs.py")
-        + ("c/bare.h", "c/guest.h", "c/libc_names.c", "c/matrix.c", "c/probe.c")
+    sources=(
+        *(f"vm/{name}" for name in ("boot.py", "guests.py", "image.py", "matrix.py", "programs.py")),
+        *(f"vm/c/{name}" for name in ("bare.h", "guest.h", "libc_names.c", "matrix.c", "probe.c")),
     ),
 )

@@ -55,7 +55,9 @@ def refusal(arch: str, *names: str) -> str | None:
 def usable(*names: str, series: Sequence[str] = ()) -> tuple[list[Kernel], list[Part]]:
     """The chosen kernels (of these series, where some are named) that can be booted, and a skipped part for each other."""
     reasons = {arch: refusal(arch, *names) for arch in kernels.chosen_archs()}
-    wanted = [one for one in kernels.chosen_kernels() if not series or one.series in series or one.origin == "user"]
+    wanted = [
+        one for one in kernels.chosen_kernels() if not series or one.series in series or one.origin == "user"
+    ]
     skipped = [
         _skipped(one.series, one.arch, reasons[one.arch]) for one in wanted if reasons.get(one.arch)
     ] + [
@@ -84,7 +86,9 @@ def whole(row: Mapping, name: str, least: int = 0, most: int = 1 << 60) -> int:
     """A whole number of a guest's row within bounds. Raises GuestError."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise GuestError(f"A guest's {name} is {value!r:.40}; allowed is a whole number from {least} to {most}.")
+        raise GuestError(
+            f"A guest's {name} is {value!r:.40}; allowed is a whole number from {least} to {most}."
+        )
     return value
 
 

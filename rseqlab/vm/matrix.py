@@ -55,6 +55,7 @@ ENOTSUPP = 524
 LARGEST_BYTES = 4 << 20
 TIMEOUT_S = 240
 _ATTEMPT = re.compile(r"[A-Za-z_0-9][ -~]{0,119}")
+_REFUSED = re.compile(r"(?<=^registering answered )\d{1,4}$")
 _RUN = re.compile(r"(\d{1,4})(?:\*(\d{1,4}))?")
 
 
@@ -95,7 +96,9 @@ def libc_of(values: Mapping) -> Libc:
 def expected(libcs: Sequence[Libc]) -> int:
     """How many rows a guest will hand over, near enough for a progress bar."""
     return sum(
-        ROWS["no rseq" if mode == "libc" and not _registers(libc) else mode] for libc in libcs for mode in MODES
+        ROWS["no rseq" if mode == "libc" and not _registers(libc) else mode]
+        for libc in libcs
+        for mode in MODES
     )
 
 
@@ -163,7 +166,9 @@ def _answer(row: Mapping, run: tuple[str, str], feature: int) -> tuple[Answer, i
     question = guests.word(row, "question", QUESTIONS[:-1])
     attempt = row.get("attempt")
     if not isinstance(attempt, str) or not _ATTEMPT.fullmatch(attempt):
-        raise GuestError(f"A guest's attempt is {attempt!r:.60}; allowed is printable text of at most 120 characters.")
+        raise GuestError(
+            f"A guest's attempt is {attempt!r:.60}; allowed is printable text of at most 120 characters."
+        )
     given = [name for name in ("error", "number", "signal", "words", "codes") if name in row]
     if len(given) != 1:
         raise GuestError(f"A guest's row about {attempt!r} has {len(given)} answers instead of one.")
@@ -179,17 +184,14 @@ def _answer(row: Mapping, run: tuple[str, str], feature: int) -> tuple[Answer, i
         case "signal":
             said = _signal(guests.whole(row, "signal", 1, 64))
         case "words":
-            said = guests.printable(str(row["words"]))
+            said = _REFUSED.sub(lambda match: errno_name(int(match[0])), guests.printable(str(row["words"])))
         case _:
             start = guests.whole(row, "from", 0, 1)
             codes = unpacked(row["codes"], start)
             said = in_ranges(codes)
             if question == "length":
                 predicted = in_ranges(
-                    {
-                        length: 0 if abi.accepted_length(length, feature) else errno.EINVAL
-                        for length in codes
-                    }
+                    {length: 0 if abi.accepted_length(length, feature) else errno.EINVAL for length in codes}
                 )
     return Answer(*run, question, attempt, said, predicted), feature
 
@@ -215,7 +217,9 @@ def unpacked(text: object, start: int) -> dict[int, int]:
         match = _RUN.fullmatch(part)
         times = int(match[2] or 1) if match else 0
         if not match or not times or len(codes) + times > 1024:
-            raise GuestError(f"A guest's list of answers is {text!r:.60}, which is not errno*count, by commas.")
+            raise GuestError(
+                f"A guest's list of answers is {text!r:.60}, which is not errno*count, by commas."
+            )
         codes += [int(match[1])] * times
     return dict(enumerate(codes, start))
 

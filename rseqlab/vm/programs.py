@@ -12,9 +12,27 @@ LOOPS = Path(__file__).parents[1] / "experiments" / "c"
 """Where the loops around critical sections lie, which are counted here too."""
 
 OF_ARCH = {"x86_64": (), "aarch64": ("-mno-outline-atomics",)}
-BARE = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-ffreestanding", "-fno-stack-protector", "-fPIC", "-nostdlib")
+BARE = (
+    "-std=gnu11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fPIC",
+    "-nostdlib",
+)
 STATIC = (
-    *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-unroll-loops", "-static", "-no-pie"),
+    *(
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-fno-strict-aliasing",
+        "-fno-unroll-loops",
+        "-static",
+        "-no-pie",
+    ),
     *(f"-I{HERE}", f"-I{NATIVE}", f"-I{LOOPS}"),
 )
 

@@ -5,7 +5,7 @@
  *
  * A turn always stores to rseq_cs of an area, enters the kernel, and counts how it came back. Only what was
  * stored and whether the area is registered differ, so the program's own instructions are the same. Turns come in
- * batches that are shorter than the kernel's clock ticks are apart: the least of them is one without a tick.
+ * batches that are shorter than the kernel's clock ticks are apart: the median of them is one without a tick.
  */
 #define _GNU_SOURCE
 #include "guest.h"
@@ -20,7 +20,7 @@
 ptrdiff_t kept_offset_bytes;
 
 enum {
-	UNREGISTER = 1, SETTLE_S = 20, REPEATS = 3, PAGES = 256, PAGE_BYTES = 4096, BATCHES = 12,
+	UNREGISTER = 1, SETTLE_S = 20, REPEATS = 3, PAGES = 256, PAGE_BYTES = 4096, BATCHES = 13,
 	CALLS = 2000, ROUND_TRIPS = 64, SIGNALS = 200, OPERATIONS = 20000, CALIBRATION = 100000,
 };
 
@@ -104,16 +104,24 @@ static uint64_t descriptor(enum section_state state, int touches)
 	return state == NO_DESCRIPTOR ? 0 : (uintptr_t)(state == INSIDE ? inside : &elsewhere);
 }
 
-/* The instructions of each batch of a series, its total and its least. */
-struct series { int64_t total, least; int batches, failed; };
+/* The instructions of each batch. */
+struct series { int64_t values[BATCHES], total; int batches, failed; };
 
 static void add(struct series *series, int64_t start)
 {
 	const int64_t found = clock_now() - start;
+	int place = series->batches++;
 
-	series->total += found;
-	if (!series->batches++ || found < series->least)
-		series->least = found;
+	for (series->total += found; place && series->values[place - 1] > found; place--)
+		series->values[place] = series->values[place - 1];
+	series->values[place] = found;
+}
+
+static void say_series(int turns, const struct series *series, uint64_t aborted)
+{
+	guest_printf("\"turns\":%d,\"batches\":%d,\"total\":%lld,\"least\":%lld,\"median\":%lld,\"aborted\":%llu,\"failed\":%d}\n",
+		     turns, series->batches, (long long)series->total, (long long)series->values[0],
+		     (long long)series->values[series->batches / 2], (unsigned long long)aborted, series->failed != 0);
 }
 
 static void calls(enum section_state state, struct series *series)
@@ -234,10 +242,8 @@ static long registration(uint32_t length, int flags)
 
 static void row(const char *measure, uint32_t length, const char *state, int repeat, int turns, const struct series *series)
 {
-	guest_printf("{\"measure\":\"%s\",\"length\":%u,\"section\":\"%s\",\"repeat\":%d,\"turns\":%d,\"batches\":%d,"
-		     "\"total\":%lld,\"least\":%lld,\"aborted\":%llu,\"failed\":%d}\n", measure, length, state, repeat,
-		     turns, series->batches, (long long)series->total, (long long)series->least,
-		     (unsigned long long)rl_aborted, series->failed);
+	guest_printf("{\"measure\":\"%s\",\"length\":%u,\"section\":\"%s\",\"repeat\":%d,", measure, length, state, repeat);
+	say_series(turns, series, rl_aborted);
 }
 
 static void costs(int repeat, uint32_t length)
@@ -285,10 +291,9 @@ static void operations(int repeat)
 			series.failed |= !was_done(&bench, loop, OPERATIONS, 0);
 			aborts += bench.aborts;
 		}
-		guest_printf("{\"operation\":\"%s\",\"by\":\"%s\",\"bytes\":%d,\"empty\":\"%s\",\"repeat\":%d,\"turns\":%d,"
-			     "\"batches\":%d,\"total\":%lld,\"least\":%lld,\"aborted\":%llu,\"failed\":%d}\n", loop->operation,
-			     loop->by, loop->bytes, loop->empty, repeat, OPERATIONS, series.batches, (long long)series.total,
-			     (long long)series.least, (unsigned long long)aborts, series.failed != 0);
+		guest_printf("{\"operation\":\"%s\",\"by\":\"%s\",\"bytes\":%d,\"empty\":\"%s\",\"repeat\":%d,", loop->operation,
+			     loop->by, loop->bytes, loop->empty, repeat);
+		say_series(OPERATIONS, &series, aborts);
 	}
 	__atomic_store_n((uint64_t *)(area + 8), 0, __ATOMIC_SEQ_CST);
 	registration(32, UNREGISTER);
