@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from rseqlab.experiments.kernel_costs import CALIBRATION_INSTRUCTIONS
+from rseqlab.study.kernel_counts import added, all_series, by_release, counts
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table, _shows_missing
 from rseqlab.vm.matrix import MODES
@@ -82,16 +83,6 @@ FACTS = (
 )
 
 
-def by_release(series: str) -> tuple:
-    """Sorts 6.12 behind 6.1."""
-    return tuple(int(part) if part.isdigit() else 0 for part in series.split("."))
-
-
-def all_series(table: pd.DataFrame) -> list[str]:
-    """The kernels of a table, oldest first."""
-    return sorted(table["series"].unique(), key=by_release)
-
-
 def agreed(answers: pd.Series) -> str:
     """The one answer, or that it varies and how."""
     found = sorted(set(answers))
@@ -148,6 +139,8 @@ def libcs(run: StudyRun) -> Table:
             return f"no rseq; thread {row[('state', 'the thread at start')]}"
         words = row.get(("ptrace", "configuration"))
         kernel = f"the kernel: {words}" if isinstance(words, str) else "the kernel was not asked"
+        if words == "EIO":
+            kernel = "the kernel cannot be asked (EIO)"
         return f"size {size}, offset {row[('state', '__rseq_offset')]}; {kernel}"
 
     rows = [
@@ -165,8 +158,9 @@ def differences(run: StudyRun, before: str = "6.12", after: str = "") -> Table:
     for series in (before, after):
         if series not in set(table["series"]):
             raise NotMeasured(f"the run has no kernel {series}; it has {', '.join(all_series(table))}")
+    asked_once = (table["question"] == "state") & (table["mode"] != "none")
     wide = (
-        table[(table["mode"] != "libc") & table["series"].isin([before, after])]
+        table[(table["mode"] != "libc") & ~asked_once & table["series"].isin([before, after])]
         .groupby(["mode", "question", "attempt", "series"], sort=False)["answer"]
         .agg(agreed)
         .unstack("series")
@@ -200,36 +194,6 @@ def deduced(run: StudyRun) -> Table:
 
 
 # ---- counts ----
-
-
-def counts(run: StudyRun) -> pd.DataFrame:
-    """One row per kernel, architecture, measure, registration and section: the median repeat and the exact spread.
-
-    Raises NotMeasured.
-    """
-    table = run.table("kernel-costs")
-    found = table.dropna(subset=["instructions_per_turn"])
-    if found.empty:
-        raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "kernel-costs has no counts")
-    keys = ["series", "arch", "measure", "operation", "registration", "section"]
-    grouped = found.groupby(keys, dropna=False, sort=False)["instructions_per_turn"]
-    numbers = grouped.agg(["median", "min", "max", "size"]).reset_index()
-    numbers["spread_percent"] = 100 * (numbers["max"] - numbers["min"]) / numbers["min"]
-    boots = found.groupby(keys, dropna=False, sort=False)["boot"].nunique().reset_index(drop=True)
-    return numbers.assign(boots=boots)
-
-
-def added(run: StudyRun) -> pd.DataFrame:
-    """What a registration adds to each measure, against none on the same kernel. Raises NotMeasured."""
-    numbers = counts(run)
-    numbers = numbers[~numbers["measure"].isin(["operation", "calibration"])]
-    base = numbers[numbers["registration"] == "none"].set_index(["series", "arch", "measure"])["median"]
-    shown = numbers[numbers["registration"] != "none"].copy()
-    places = pd.MultiIndex.from_frame(shown[["series", "arch", "measure"]])
-    shown["unregistered"] = base.reindex(places).to_numpy()
-    shown["added_instructions"] = shown["median"] - shown["unregistered"]
-    shown["added_percent"] = 100 * shown["added_instructions"] / shown["unregistered"]
-    return shown
 
 
 @_shows_missing
@@ -386,15 +350,6 @@ def not_finished(run: StudyRun) -> list[str]:
 
 
 # ---- many CPUs ----
-
-
-def spread(run: StudyRun) -> pd.DataFrame:
-    """The measured rows of kernel-cpus. Raises NotMeasured."""
-    table = run.table("kernel-cpus")
-    found = table.dropna(subset=["most_cpu_id", "most_mm_cid"])
-    if found.empty:
-        raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "kernel-cpus has no rows")
-    return found
 
 
 @_shows_missing
