@@ -4,6 +4,7 @@ import csv
 import html
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase as fnmatch
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import Cell
+from rseqlab.study import kernel_counts
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 
@@ -602,6 +604,81 @@ def fewer_slots(run, claim):
     return Finding(
         HOLDS if dense < sparse else FAILS,
         f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",
+    )
+
+
+# ---- kernels in guests ----
+
+
+def _since(table: pd.DataFrame, release: str) -> pd.DataFrame:
+    """The rows of kernels from this release on. Raises NotMeasured."""
+    oldest = kernel_counts.by_release(release)
+    found = table[table["series"].map(kernel_counts.by_release) >= oldest]
+    if found.empty:
+        raise NotMeasured(f"the run has no kernel of {release} or newer")
+    return found
+
+
+@_rule
+def registration_adds_at_most(run, claim, measure, registration, release):
+    """On each such kernel and architecture a registration without a section adds at most ``threshold`` percent."""
+    found = _since(kernel_counts.added(run), release)
+    rows = found[
+        (found["measure"] == measure) & (found["registration"] == registration) & (found["section"] == "null")
+    ]
+    words = "; ".join(
+        f"{row.series} {row.arch}: {row.added_instructions:+,.1f} of {row.unregistered:,.1f} ({row.added_percent:+.3f} %)"
+        for row in rows.itertuples()
+    )
+    good = int((rows["added_percent"] <= claim.threshold).sum())
+    return _share(good, len(rows), f"guests stay within {claim.threshold:g} %: {words}")
+
+
+@_rule
+def registration_adds_more(run, claim, measure, registrations, release):
+    """On each such kernel and architecture the first registration adds more than the second, by ``threshold`` instructions."""
+    found = _since(kernel_counts.added(run), release)
+    rows = found[(found["measure"] == measure) & (found["section"] == "null")]
+    wide = rows.pivot_table(index=["series", "arch"], columns="registration", values="added_instructions")
+    more, less = registrations.split("|")
+    both = wide.reindex(columns=[more, less]).dropna()
+    words = "; ".join(
+        f"{' '.join(guest)}: {row[more]:+,.1f} against {row[less]:+,.1f}" for guest, row in both.iterrows()
+    )
+    good = int((both[more] - both[less] > claim.threshold).sum())
+    return _share(good, len(both), f"guests count more for {more} than for {less}: {words}")
+
+
+@_rule
+def guests_answer(run, claim, release, libc, mode, attempt, answer):
+    """Each such guest and libc gives this answer. Names may hold * and ?, as a rule's words may hold no colon."""
+    table = _since(run.table(claim.experiment), release)
+    rows = table[
+        table["libc"].map(lambda name: fnmatch(name, libc))
+        & (table["mode"] == mode)
+        & table["attempt"].map(lambda name: fnmatch(name, attempt))
+    ]
+    good = int(rows["answer"].map(lambda said: fnmatch(said, answer)).sum())
+    words = "; ".join(f"{said} ({count})" for said, count in rows["answer"].value_counts(sort=True).items())
+    return _share(good, len(rows), f"guests answer so; the answers are {words}")
+
+
+@_rule
+def ids_are_dense(run, claim):
+    """No mm_cid reached the number of threads, creator included, nor the number of CPUs; cpu_id is told beside it."""
+    rows = kernel_counts.spread(run)
+    bound = rows[["threads", "cpus"]].assign(threads=rows["threads"] + claim.threshold).min(axis=1)
+    few = rows[rows["threads"] + claim.threshold < rows["cpus"]]
+    return _share(
+        int((rows["most_mm_cid"] < bound).sum()),
+        len(rows),
+        "processes kept every mm_cid below their threads and the CPUs"
+        + (
+            f"; with fewer threads than CPUs, cpu_id reached {int(few['most_cpu_id'].max())} and mm_cid "
+            f"{int(few['most_mm_cid'].max())}"
+            if len(few)
+            else ""
+        ),
     )
 
 
