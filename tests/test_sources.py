@@ -4,7 +4,9 @@ import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from rseqlab.lab import bundle
@@ -147,3 +149,53 @@ def test_claims_can_be_filtered_and_end_with_their_totals():
     shown = lab("claims", "C37")
     assert "Of 1 claims: not measured 1." in shown.stdout and "d7822b1e24f2" in shown.stdout
     assert lab("claims", "--verdict", "perhaps").returncode == 2
+
+
+class Rows:
+    """As much of a run as these rules look at: rows placed by hand around what they decide."""
+
+    def __init__(self, rows):
+        self.rows = pd.DataFrame(rows)
+
+    def table(self, name):
+        return self.rows
+
+
+def a_claim(threshold=1.0):
+    return claims.Claim("X", "s", "t", "risk", "workload-envoy", "r", threshold)
+
+
+def test_caches_follow_whoever_owns_the_area():
+    right = [{"rseq_owner": "libc", "cache_bytes": 0}, {"rseq_owner": "program", "cache_bytes": 700_000}]
+    rule = claims.RULES["caches_need_own_area"]
+    assert rule(Rows(right), a_claim()).verdict == claims.HOLDS
+    assert "libc owns: 0 of 1 have them, program owns: 1 of 1" in rule(Rows(right), a_claim()).measured
+    wrong = [*right, {"rseq_owner": "libc", "cache_bytes": 1}]
+    assert rule(Rows(wrong), a_claim()).verdict == claims.FAILS
+
+
+@pytest.mark.parametrize(("off", "verdict"), [(1.3, "holds"), (0.7, "fails"), (1.0, "inconclusive")])
+def test_a_programs_verdict_is_that_of_its_ratio_and_control(off, verdict):
+    speeds = {"on": 1000.0, "on-again": 1001.0, "off": 1000.0 * off}
+    rows = [
+        {"workload": "envoy x", "mode": mode, "part": "a-0", "round": number, "resident_kib": 1}
+        | {"operations_per_second": speed + number, "operations": 1, "getcpu_calls": None}
+        for number in range(20)
+        for mode, speed in speeds.items()
+    ]
+    rule = claims.RULES["program_verdict"]
+    found = rule(Rows(rows), a_claim(), "envoy", "loses")
+    assert found.verdict == verdict and "envoy x" in found.measured
+    with pytest.raises(claims.NotMeasured, match="no rows for redis"):
+        rule(Rows(rows), a_claim(), "redis", "loses")
+
+
+def test_a_fact_above_the_threshold_fails_and_a_missing_one_gives_its_reason():
+    run = SimpleNamespace(
+        facts={"at_rseq_align_bytes": 64}, bundle=SimpleNamespace(machine={"reasons": {"x": "no rseq"}})
+    )
+    rule = claims.RULES["fact_at_most"]
+    assert rule(run, a_claim(32), "at_rseq_align_bytes").verdict == claims.FAILS
+    assert rule(run, a_claim(64), "at_rseq_align_bytes").verdict == claims.HOLDS
+    with pytest.raises(claims.NotMeasured, match="no rseq"):
+        rule(run, a_claim(32), "x")

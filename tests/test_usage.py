@@ -8,7 +8,7 @@ import pytest
 
 from rseqlab.experiments import catalogue, usage_files, usage_live
 from rseqlab.lab import runner
-from rseqlab.study import notebook, usage, usage_figures, usage_machine
+from rseqlab.study import notebook, usage, usage_figures, usage_machine, workloads
 from rseqlab.study.run import NotMeasured, open_run, reference_runs
 from rseqlab.study.sources import CONTRADICTIONS, USAGE, read
 
@@ -121,9 +121,14 @@ def test_the_kernel_counts_the_aborts_that_a_load_counts_itself(here):
 
 def test_the_notebook_asks_only_for_what_is_there():
     path = next(path for path in notebook.notebooks() if path.stem == "50_usage")
-    modules = {"usage": usage, "usage_figures": usage_figures, "usage_machine": usage_machine}
+    modules = {
+        "usage": usage,
+        "usage_figures": usage_figures,
+        "usage_machine": usage_machine,
+        "workloads": workloads,
+    }
     for cell in nbformat.read(path, as_version=4).cells:
         for module, name in re.findall(
-            r"\b(usage\w*)\.(\w+)\(", cell.source if cell.cell_type == "code" else ""
+            r"\b(usage\w*|workloads)\.(\w+)\(", cell.source if cell.cell_type == "code" else ""
         ):
             assert callable(getattr(modules[module], name)), f"{module}.{name}"

@@ -28,7 +28,6 @@ WHY_NOT = {
     "hardware": "It needs other hardware",
     "software": "It needs software that is not to be had",
     "kernels": "It needs other kernels",
-    "workloads": "It needs real programs under load",
     "no experiment": "No experiment of this release tests it",
 }
 """Kinds of reasons why a claim has no rule, and how a reader is told."""
@@ -679,6 +678,44 @@ def ids_are_dense(run, claim):
             if len(few)
             else ""
         ),
+    )
+
+
+# ---- real programs ----
+
+
+@_rule
+def caches_need_own_area(run, claim):
+    """Whether the allocator has bytes in its per-CPU caches, in every run, by whose area the threads have."""
+    rows = run.table(claim.experiment).dropna(subset=["cache_bytes"])
+    has = rows["cache_bytes"] > 0
+    good = int((has == (rows["rseq_owner"] == "program")).sum())
+    counts = ", ".join(
+        f"{owner} owns: {int((group['cache_bytes'] > 0).sum())} of {len(group)} have them"
+        for owner, group in rows.groupby("rseq_owner")
+    )
+    return _share(
+        good, len(rows), f"runs have caches per CPU exactly where the program owns the area; {counts}"
+    )
+
+
+@_rule
+def program_verdict(run, claim, load, wanted):
+    """Every load of this name must come out so; one that comes out the other way is enough to fail."""
+    from rseqlab.study import workloads  # here: it builds on this module
+
+    table = run.table(claim.experiment)
+    names = [name for name in table["workload"].unique() if name.startswith(load)]
+    if not names:
+        raise NotMeasured(f"{claim.experiment} has no rows for {load}")
+    found = [workloads.effect(table, claim.experiment, name) for name in names]
+    opposite = workloads.LOSES if wanted == workloads.GAINS else workloads.GAINS
+    verdicts = {one.verdict for one in found}
+    verdict = HOLDS if verdicts == {wanted} else FAILS if opposite in verdicts else INCONCLUSIVE
+    return Finding(
+        verdict,
+        "Here " + " ".join(one.sentence() for one in found),
+        found[0].ratio if len(found) == 1 else None,
     )
 
 

@@ -1,6 +1,4 @@
-"""What the machine of a run says of its own use of rseq, and what real programs gain; by rows of experiments."""
-
-import importlib
+"""What the machine of a run says of its own use of rseq, by rows of experiments that name nobody."""
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
@@ -11,7 +9,7 @@ from rseqlab.experiments.usage_aborts import LOAD, MACHINE
 from rseqlab.experiments.usage_files import NOT_REACHED, REFUSED
 from rseqlab.experiments.usage_live import NOT_ASKED
 from rseqlab.study.figures import BLUE, Figure, _finish, _shows_missing
-from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.run import StudyRun
 from rseqlab.study.tables import Table
 from rseqlab.study.tables import _shows_missing as _missing_table
 
@@ -88,25 +86,3 @@ def aborts(run: StudyRun) -> Table:
             f"{int(load['count'].iloc[0]):,}. "
         )
     return Table(frame, f"{told}{_evidence(run, 'usage-aborts')}")
-
-
-def _programs(name: str, run: StudyRun) -> object:
-    """A figure or table of the real programs, which live in a module of their own."""
-    try:
-        module = importlib.import_module("rseqlab.study.workloads")
-    except ModuleNotFoundError:
-        return NotMeasured("Real programs are not part of this version.")
-    try:
-        return getattr(module, name)(run)
-    except NotMeasured as missing:
-        return missing
-
-
-def programs(run: StudyRun) -> object:
-    """Real programs with rseq on and off: the ratio and its control."""
-    return _programs("forest", run)
-
-
-def programs_table(run: StudyRun) -> object:
-    """The same as a table, with the check that the switch did switch."""
-    return _programs("table", run)
