@@ -48,7 +48,7 @@ def answer() -> Sentences:
             _told("conflicts", "cannot live with another user, or break one")
             + " "
             + _told("disables", "switch somebody's registration off"),
-            f"{CITED} What it gains them in real programs is another question, and the last section but one.",
+            f"{CITED} What it gains them in real programs is another question, asked below.",
         )
     )
 
