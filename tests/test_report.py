@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -485,3 +486,42 @@ def test_print_hides_code_and_shows_contents(opened):
     assert not page.locator("details.code").first.is_visible()
     assert not page.locator(".tools").is_visible()
     assert page.locator("nav li a").first.evaluate("e => e.getBoundingClientRect().height") > 0
+
+
+def test_search_finds_counts_and_unfolds(opened):
+    page = opened().page
+    field = page.get_by_role("searchbox")
+    listing = page.locator("details.code pre").first
+    word = re.search(r"[a-z]{3,}", listing.text_content())[0]
+    field.fill(word.upper())
+    found = page.locator("#search output")
+    assert int(found.text_content().split()[0]) >= 1
+    folded = "document.querySelectorAll('main details.code:not([open])').length"
+    before = page.evaluate(folded)
+    for _ in range(int(found.text_content().split()[0])):
+        field.press("Enter")
+    assert found.text_content().startswith(found.text_content().split(" of ")[1].split()[0])
+    assert page.evaluate(folded) < before
+    field.fill("no such words anywhere")
+    assert found.text_content() == "0 found"
+
+
+def test_tables_sort_by_number_and_back(opened):
+    page = opened().page
+    table = page.locator("header table").first
+    button = table.get_by_role("button", name="rows")
+    column = "rows => rows.map((row) => Number(row.cells[1].textContent || 0))"
+    button.focus()
+    page.keyboard.press("Enter")
+    rising = table.locator("tbody tr").evaluate_all(column)
+    assert rising == sorted(rising)
+    button.click()
+    assert table.locator("tbody tr").evaluate_all(column) == rising[::-1]
+    assert table.locator("th[aria-sort=descending]").count() == 1
+
+
+def test_the_answer_comes_before_the_run_that_gave_it(notebooks):
+    named = [("00_answer", notebooks[0][1]), *notebooks[1:]]
+    html = render(named, identity())
+    ids = re.findall(r'<section class="(?:notebook|identity)"[^>]*?(?:id|labelledby)="([^"]+)"', html)
+    assert ids[:2] == ["nb-00-answer", "this-run"] and ids.count("this-run") == 1

@@ -240,6 +240,12 @@ OPTIONAL = (
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
     ),
+    Tool("git send-email", ("/usr/lib/git-core/git-send-email",), ("git-email",)),
+    Tool(
+        "what git send-email reads addresses with",
+        ("/usr/share/perl5/Mail/Address.pm",),
+        ("libmailtools-perl",),
+    ),
     Tool("fonts", ("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",), ("fonts-dejavu-core",)),
     Tool("a server to put under load", ("redis-server",), ("redis-server",)),
     Tool(

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from rseqlab.cli.base import Json, Run, app, err, out, print_json
+from rseqlab.errors import UsageError
 
 
 @app.command()
@@ -17,9 +18,22 @@ def report(
         Path | None, typer.Option("--out", metavar="DIR", help="Where index.html goes; report/ by default.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it even where nothing changed.")] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--compare", metavar="DIR", help="Several times: runs, or a study of runs, side by side."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Execute the notebooks on a run and write one self-contained HTML file."""
+    if compare:
+        if run_folder is not None or force:
+            raise UsageError(
+                "--compare names the runs itself and is always written; leave out --run and --force."
+            )
+        _compare(compare, folder, as_json)
+        return
     from rseqlab.lab.runner import project_root
     from rseqlab.progress import progress
     from rseqlab.study import notebook, publish
@@ -136,3 +150,74 @@ def options(
         out.print(table, escape(document["legend"]))
     if found.note:
         err.print(escape(found.note), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evidence(
+    run_folder: Run = None,
+    file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where it goes; standard output by default.")
+    ] = None,
+    with_costs: Annotated[bool, typer.Option("--costs", help="Only chosen sections: this one.")] = False,
+    with_options: Annotated[bool, typer.Option("--options", help="Only chosen sections: this one.")] = False,
+    with_claims: Annotated[bool, typer.Option("--claims", help="Only chosen sections: this one.")] = False,
+    as_mbox: Annotated[
+        bool, typer.Option("--mbox", help="A message in mbox format instead of bare text.")
+    ] = False,
+    sender: Annotated[str | None, typer.Option("--from", help="Name <user@domain>; --mbox needs it.")] = None,
+    to: Annotated[list[str] | None, typer.Option("--to", help="Name <user@domain>; several times.")] = None,
+    in_reply_to: Annotated[
+        str | None, typer.Option("--in-reply-to", metavar="ID", help="The Message-ID that it answers.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option("--subject", help="Another subject.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The evidence as plain text for a mailing list: ASCII, 75 columns, the commands beside the numbers."""
+    from datetime import UTC, datetime
+
+    from rseqlab.lab.bundle import write_text
+    from rseqlab.study import evidence as writer
+    from rseqlab.study.run import open_run
+
+    if not as_mbox and (sender or to or in_reply_to or subject):
+        raise UsageError("--from, --to, --in-reply-to and --subject belong to a message; add --mbox.")
+    if as_mbox and not sender:
+        raise UsageError("A message needs its sender: --mbox --from 'Name <user@domain>'.")
+    wanted = {"costs": with_costs, "options": with_options, "claims": with_claims}
+    headers = {"sender": sender, "to": to or [], "in_reply_to": in_reply_to, "subject": subject}
+    if as_mbox:  # before the seconds of judging
+        writer.message("", datetime.now(UTC), **headers)
+    with err.status("Writing the evidence"):
+        found = open_run(run_folder)
+        text = writer.text(found, [name for name, chosen in wanted.items() if chosen])
+    if as_mbox:
+        text = writer.mbox(writer.message(text, datetime.now(UTC), **headers))
+    if file is not None:
+        write_text(file, text)
+    if as_json:
+        document = {"path": str(file) if file else None, "text": text, "run_id": found.id}
+        print_json({"schema": "rseqlab/evidence", "version": 1, **document, "digest": found.digest})
+    elif file is not None:
+        out.print(
+            f"{escape(str(file))}: written, from {found.origin} {found.id}", highlight=False, soft_wrap=True
+        )
+    else:
+        print(text, end="")
+
+
+def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:
+    """`report --compare`: one page of runs side by side."""
+    from rseqlab.lab.runner import project_root
+    from rseqlab.study import report as page
+    from rseqlab.study.compare import Comparison, open_runs
+
+    with err.status("Comparing"):
+        found = Comparison(open_runs(folders))
+        html = page.render([("side by side", found.notebook())], found.identity())
+        path = page.write(html, (folder or project_root() / "report") / "compare.html")
+    if as_json:
+        print_json({"schema": "rseqlab/compare", "version": 1, "path": str(path), **found.document()})
+        return
+    for name in found.names:
+        out.print(escape(name), highlight=False, soft_wrap=True)
+    out.print(f"{escape(found.sentence())}\n{escape(str(path))}: written", highlight=False, soft_wrap=True)

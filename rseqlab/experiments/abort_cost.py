@@ -24,7 +24,7 @@ EVENTS = {
 committed, its descriptor is still in ``rseq_cs``. ``signal-again`` is the A/A null."""
 
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 6, "batch_ns": 2_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
     "full": {"processes": 15, "rounds": 20, "batch_ns": 5_000_000},
 }
 

@@ -31,7 +31,7 @@ PAIRS = {
 """Bytes that each side registered. ``...-again`` is the A/A null."""
 
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 5, "batch_ns": 4_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 4_000_000},
     "full": {"processes": 15, "rounds": 10, "batch_ns": 15_000_000},
 }
 

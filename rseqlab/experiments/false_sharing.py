@@ -26,7 +26,7 @@ STRIDES = {
 
 TECHNIQUES = ("counter/rseq", "counter/sched_getcpu-atomic")
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 5, "batch_ns": 2_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
     "full": {"processes": 12, "rounds": 10, "batch_ns": 8_000_000},
 }
 

@@ -18,7 +18,7 @@ WAYS = {"cpu_id": "counter/rseq", "cpu_id-again": "counter/rseq", "mm_cid": "cou
 """What the data is indexed by; ``cpu_id-again`` is the A/A null."""
 
 PROFILE = {
-    "quick": {"processes": 5, "rounds": 6, "batch_ns": 2_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
     "full": {"processes": 10, "rounds": 10, "batch_ns": 12_000_000},
 }
 

@@ -76,8 +76,8 @@ ACCESSES = (
 
 PROFILE = {
     "quick": {
-        "processes": 6,
-        "rounds": 5,
+        "processes": 8,
+        "rounds": 4,
         "batch_ns": 1_000_000,
         "first_uses": 5,
         "orders": ("throughput", "dependent"),

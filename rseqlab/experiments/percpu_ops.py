@@ -57,7 +57,7 @@ ring of bytes (a record of 64) or a pool is to take something out and to put it 
 """
 
 PROFILE = {
-    "quick": {"processes": 5, "rounds": 6, "batch_ns": 1_000_000, "longer": (1, 1, 2, 4), "all": False},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000, "longer": (1, 1, 2, 4), "all": False},
     "full": {"processes": 8, "rounds": 10, "batch_ns": 2_000_000, "longer": (1, 3, 8, 16), "all": True},
 }
 """``longer``: batches of 1, of 2, and of twice and eight times as many threads as CPUs are so many times as

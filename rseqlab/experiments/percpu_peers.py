@@ -40,7 +40,7 @@ OPERATIONS = (
 """The operations that both have, and the bytes that they copy."""
 
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 5, "batch_ns": 1_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000},
     "full": {"processes": 15, "rounds": 10, "batch_ns": 4_000_000},
 }
 

@@ -31,7 +31,7 @@ WAYS = (
 """In a round trip, ``nothing-more`` is two calls of getppid."""
 
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 5, "batch_ns": 2_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
     "full": {"processes": 15, "rounds": 10, "batch_ns": 6_000_000},
 }
 

@@ -15,7 +15,7 @@ STORMS = {"none": 0, "none-again": 0, "100 Hz": 100, "1 kHz": 1000, "10 kHz": 10
 
 TECHNIQUES = ("counter/rseq", "counter/atomic-own-line")
 PROFILE = {
-    "quick": {"processes": 5, "rounds": 6, "batch_ns": 6_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 6_000_000},
     "full": {"processes": 10, "rounds": 10, "batch_ns": 30_000_000},
 }
 

@@ -22,7 +22,7 @@ instead. ``fence-cpu-again`` is the A/A null."""
 
 OWNERS = ("busy", "sleeping")
 PROFILE = {
-    "quick": {"processes": 6, "rounds": 5, "takeovers": 200, "moves": 4},
+    "quick": {"processes": 8, "rounds": 4, "takeovers": 200, "moves": 4},
     "full": {"processes": 12, "rounds": 10, "takeovers": 1000, "moves": 10},
 }
 """``moves``: takeovers by moving to a busy CPU, which wait for the owner's time slice to end."""

@@ -341,14 +341,18 @@ def _steal_percent(before: tuple[int, int] | None, after: tuple[int, int] | None
     return round(100 * (after[0] - before[0]) / (after[1] - before[1]), 3)
 
 
-def _redact(text: str) -> str:
-    """A bundle may be mailed: no host name, no user name, no place on this machine's disk."""
+def private_words(text: str) -> str:
+    """``text`` without host name, home and places on this machine's disk: a bundle may be mailed."""
     for found, put in ((str(project_root()), "."), (sys.prefix, "<python>"), (os.path.expanduser("~"), "~")):
         if len(found) > 2:
             text = text.replace(found, put)
     if len(platform.node()) > 3:
         text = re.sub(rf"(?<![\w-]){re.escape(platform.node())}(?![\w-])", "<host>", text)
-    return " ".join(re.sub(r"/home/[^/\s]+", "~", text).split())
+    return re.sub(r"/home/[^/\s]+", "~", text)
+
+
+def _redact(text: str) -> str:
+    return " ".join(private_words(text).split())
 
 
 def _redacted(reasons: Mapping[str, str]) -> dict[str, str]:

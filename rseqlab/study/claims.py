@@ -376,6 +376,29 @@ def adds_at_most(run, claim, ways, condition, start):
     )
 
 
+@_rule
+def nulls_without_verdict(run, claim):
+    """The share of comparisons of a thing with itself whose widened interval holds 1; needs 100 of them."""
+    table = run.table(claim.experiment)
+    values = table.pivot_table(index=["repeat", "part", "round"], columns="name", values="ns_per_read")
+    silent = bare = 0
+    repeats = [group for _, group in values.groupby(level="repeat")]
+    for group in repeats:
+        processes = group.index.get_level_values("part")
+        effect = stats.ratio(group["one"], group["other"], processes)
+        null = stats.ratio(group["again"], group["other"], processes).median
+        factor = max(null, 1 / null)
+        bare += effect.low <= 1 <= effect.high
+        silent += effect.low / factor <= 1 <= effect.high * factor
+    words = (
+        f"Of {len(repeats)} comparisons of a loop with itself {silent} gave no verdict ({bare} before their intervals "
+        "were widened by the null)"
+    )
+    if len(repeats) < 100:
+        raise NotMeasured(f"{words}; the claim needs 100, which the full profile measures.")
+    return Finding(HOLDS if silent >= claim.threshold * len(repeats) else FAILS, f"{words}.")
+
+
 # ---- instructions ----
 
 

@@ -72,7 +72,8 @@ class Identity:
     started_utc: str
     ended_utc: str | None
     machine: Mapping[str, str]
-    experiments: Sequence[Mapping[str, str]]
+    experiments: Sequence[Mapping[str, str]] | None
+    """None where the page is not about one run's experiments."""
     notes: Sequence[str] = ()
 
 
@@ -104,9 +105,11 @@ def render(notebooks: Sequence[tuple[str, nbformat.NotebookNode]], identity: Ide
         identity=identity,
         origin_kind=kind,
         origin_explanation=explanation,
-        status_counts=Counter(experiment["status"] for experiment in identity.experiments),
+        status_counts=Counter(experiment["status"] for experiment in identity.experiments or ()),
         status_marks=STATUS_MARKS,
         sections=sections,
+        # A run describes itself at the top, unless the first notebook is the answer and stands there.
+        answer_first=len(sections) > 1 and notebooks[0][0].startswith("00"),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -1,5 +1,5 @@
-// The only script of the page. Everything can be read without it: it adds two buttons, folds the
-// contents on narrow screens and marks the current section in them.
+// The only script of the page. Everything can be read without it: it adds two buttons, a search and
+// sorting, folds the contents on narrow screens and marks the current section in them.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -66,11 +66,94 @@
     for (const id of links.keys()) observer.observe(document.getElementById(id));
   };
 
+  // Finds what the browser's own search cannot: text in code and notes that are folded.
+  const search = (box) => {
+    const field = box.querySelector("input"), said = box.querySelector("output");
+    const most = 1000;
+    let found = [], at = -1;
+    const texts = function* () {
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      while (walker.nextNode()) {
+        const parent = walker.currentNode.parentElement;
+        if (!parent.closest("nav, script, style, .skip")) yield walker.currentNode;
+      }
+    };
+    const mark = () => {
+      if (!window.CSS?.highlights) return;
+      CSS.highlights.set("found", new Highlight(...found));
+      CSS.highlights.set("found-here", new Highlight(...found.slice(at, at + 1)));
+    };
+    const go = (place) => {
+      at = found.length ? (place + found.length) % found.length : -1;
+      mark();
+      if (at < 0) return;
+      const element = found[at].startContainer.parentElement;
+      for (let fold = element.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+      element.scrollIntoView({ block: "center" });
+      said.textContent = `${at + 1} of ${found.length}${found.length === most ? " or more" : ""}`;
+    };
+    const find = () => {
+      const wanted = field.value.trim().toLowerCase();
+      found = [];
+      if (wanted.length > 1) {
+        for (const node of texts()) {
+          const text = node.data.toLowerCase();
+          for (let i = text.indexOf(wanted); i >= 0 && found.length < most; i = text.indexOf(wanted, i + wanted.length)) {
+            const range = document.createRange();
+            range.setStart(node, i);
+            range.setEnd(node, i + wanted.length);
+            found.push(range);
+          }
+        }
+      }
+      at = -1;
+      mark();
+      said.textContent = wanted.length > 1 ? `${found.length}${found.length === most ? " or more" : ""} found` : "";
+    };
+    field.addEventListener("input", find);
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter") { event.preventDefault(); go(at + (event.shiftKey ? -1 : 1)); }
+      if (event.key === "Escape") { field.value = ""; find(); }
+    });
+    box.hidden = false;
+  };
+
+  // Numbers by their value, with the unit or factor after them; everything else as text.
+  const sortable = (table) => {
+    const head = table.tHead?.rows, body = table.tBodies[0];
+    if (head?.length !== 1 || !body || body.rows.length < 2 || table.querySelector("[rowspan], [colspan]")) return;
+    const value = (row, place) => row.cells[place]?.textContent.trim() ?? "";
+    const number = (text) => (/^[-+]?[\d,]*\.?\d+/.test(text) ? Number.parseFloat(text.replaceAll(",", "")) : Number.NaN);
+    const collator = new Intl.Collator("en", { numeric: true });
+    const compare = (one, two) => {
+      const [a, b] = [number(one), number(two)];
+      if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || collator.compare(one, two);
+      return a - b;
+    };
+    [...head[0].cells].forEach((cell, place) => {
+      if (!cell.textContent.trim()) return;
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "sort";
+      button.append(...cell.childNodes);
+      cell.append(button);
+      button.addEventListener("click", () => {
+        const falling = cell.getAttribute("aria-sort") === "ascending";
+        for (const other of head[0].cells) other.removeAttribute("aria-sort");
+        cell.setAttribute("aria-sort", falling ? "descending" : "ascending");
+        const rows = [...body.rows].sort((a, b) => compare(value(a, place), value(b, place)));
+        body.append(...(falling ? rows.reverse() : rows));
+      });
+    });
+  };
+
   document.addEventListener("DOMContentLoaded", () => {
     const contents = document.getElementById("contents");
     themeButton(document.getElementById("toggle-theme"));
     codeButton(document.getElementById("toggle-code"));
     foldContents(contents);
     markCurrent(contents);
+    search(document.getElementById("search"));
+    document.querySelectorAll("header table, main table:not(.rl-matrix)").forEach(sortable);
   });
 })();

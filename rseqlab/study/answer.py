@@ -1,0 +1,192 @@
+"""The answer to the thread's question, in five sentences that the rows make."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rseqlab.options.criteria import CRITERIA
+from rseqlab.options.matrix import WORKS, Cell
+from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, Tally, judge
+from rseqlab.study.matrix import matrix_of
+from rseqlab.study.run import NotMeasured, StudyRun
+
+DEFINES = ("interpose-program", "interpose-library")
+SURVIVE = [one for one in CRITERIA if not one.cost]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question of the thread with what this run says, how strong that is, and where its rows are."""
+
+    question: str
+    sentence: str
+    strength: str
+    claims: tuple[str, ...]
+    notebook: str
+
+    def __repr__(self) -> str:
+        return f"{self.question} {self.sentence} ({self.strength}; {self.where})"
+
+    @property
+    def where(self) -> str:
+        """What to run for the rows."""
+        shown = f"rseqlab claims {' '.join(self.claims)}" if self.claims else "rseqlab options"
+        return f"{shown}; notebook {self.notebook}"
+
+    def _repr_html_(self) -> str:
+        question, sentence, strength = map(html.escape, (self.question, self.sentence, self.strength))
+        return (
+            f"<p class='rl-answer'><strong>{question}</strong> {sentence} "
+            f"<span class='rl-source'>{strength}; <code>{html.escape(self.where)}</code></span></p>"
+        )
+
+
+class Answers(list):
+    """The five, one below the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
+
+    def _repr_html_(self) -> str:
+        return "".join(one._repr_html_() for one in self)
+
+
+def answers(run: StudyRun) -> Answers:
+    """The five answers on this run; what it does not hold is said to be not measured."""
+    return Answers(one(run) for one in QUESTIONS)
+
+
+QUESTIONS: list[Callable[[StudyRun], Answer]] = []
+
+
+def _question(text: str, notebook: str, *claims: str):
+    def declare(function):
+        def ask(run: StudyRun) -> Answer:
+            try:
+                sentence, strength = function(run)
+            except NotMeasured as missing:
+                sentence, strength = str(missing), NOT_MEASURED
+            return Answer(text, sentence, strength, claims, notebook)
+
+        QUESTIONS.append(ask)
+        return ask
+
+    return declare
+
+
+def _finding(run: StudyRun, claim: str) -> Finding:
+    finding = judge(run, claim)[0].finding
+    if finding.verdict == NOT_MEASURED:
+        raise NotMeasured(f"{claim}: {finding.measured}")
+    return finding
+
+
+def _times(finding: Finding) -> str:
+    effect = finding.effect
+    return f"{effect.median:.3f} times [{effect.low:.3f} to {effect.high:.3f}]"
+
+
+def _measured(cell: Cell) -> Cell:
+    if cell.outcome == NOT_MEASURED:
+        raise NotMeasured(f"{cell.option}/{cell.criterion}: {cell.sentence}")
+    return cell
+
+
+@_question("May the symbol grow?", "30_options", "C11", "O01", "O08")
+def may_it_grow(run: StudyRun) -> tuple[str, str]:
+    """From the scenes of grow-symbol: who refers to the object, and who defines it."""
+    matrix = matrix_of(run)
+    refers = _measured(matrix.cell("grow-symbol", "old-consumer"))
+    defines = [_measured(matrix.cell("grow-symbol", criterion)) for criterion in DEFINES]
+    bad, scenes = sum(cell.bad for cell in defines), sum(len(cell.rows) for cell in defines)
+    if refers.outcome == WORKS and bad:
+        manners = " and ".join(sorted({cell.manner for cell in defines if cell.manner}))
+        told = {"SILENT": "without a word"}.get(manners.upper(), manners)
+        sentence = (
+            f"For whoever only refers to it, yes: {len(refers.rows)} of {len(refers.rows)} scenes read right; "
+            f"for whoever defines it as well, no: {bad} of {scenes} scenes break, {told}"
+        )
+        warned = judge(run, "O08")[0].finding
+        sentence += ", and the loader does not warn." if warned.verdict == FAILS else "."
+    else:
+        sentence = (
+            f"Whoever refers to it: {refers.label}. Whoever defines it: {bad} of {scenes} scenes break."
+        )
+    return sentence, "executed scenes on this libc and loader"
+
+
+@_question("What does the pointer cost?", "30_options", "C13", "C13d", "C13x", "L40")
+def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
+    """The dereference, overlapping and dependent, beside what finding the area costs."""
+    overlapping, dependent, found = (_finding(run, claim) for claim in ("C13", "C13d", "L40"))
+    more = judge(run, "C13x")[0].finding
+    instructions = "one instruction and " if more.verdict == HOLDS else ""
+    sentence = (
+        f"It takes {instructions}{_times(overlapping)} as long to read a field where reads overlap, "
+        f"{_times(dependent)} where each waits for the last; how a library finds the area matters more: "
+        f"by global-dynamic TLS it takes {_times(found)} the pointer's time."
+    )
+    return sentence, "timed on this machine, instructions counted under an emulator"
+
+
+@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04")
+def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
+    """What was adopted, against a symbol that grew, on every criterion that is no cost."""
+    read, matrix = _finding(run, "L43"), matrix_of(run)
+    survived = {
+        option: sum(_measured(matrix.cell(option, one.id)).outcome == WORKS for one in SURVIVE)
+        for option in ("offset-size", "grow-symbol")
+    }
+    silent = {
+        option: sum(matrix.cell(option, one.id).manner == "silent" for one in SURVIVE) for option in survived
+    }
+    sentence = (
+        f"A read takes {_times(read)} a grown symbol's time; of {len(SURVIVE)} things to survive it survives "
+        f"{survived['offset-size']} and fails {silent['offset-size']} without a word, the grown symbol "
+        f"{survived['grow-symbol']} and {silent['grow-symbol']}."
+    )
+    return sentence, "timed on this machine; executed scenes"
+
+
+@_question("What does an extension cost those who do not use it?", "40_kernels", "C41", "C21")
+def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
+    """The context switch of threads that are registered, against threads that are not."""
+    registered, smaller = _finding(run, "C41"), _finding(run, "C21")
+    sentence = (
+        f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones; "
+        f"32 bytes against 64 make it {_times(smaller)}."
+    )
+    return sentence, "timed on this machine"
+
+
+class Lines(list):
+    """Sentences, one below the other."""
+
+    def __repr__(self) -> str:
+        return "\n".join(self)
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self)}</ul>"
+
+
+def ledger(run: StudyRun) -> Lines:
+    """How many claims have which verdict on this run, and those that fail or stay open."""
+    judged = judge(run)
+    bad = [one for one in judged if one.finding.verdict in (FAILS, INCONCLUSIVE)]
+    told = (f"{one.claim.id} {one.finding.verdict}: {one.claim.sentence}." for one in bad)
+    return Lines([Tally(judged).sentence, *told])
+
+
+def what_would_change(run: StudyRun) -> Lines:
+    """What another result would have to look like, for each answer."""
+    open_ones = [one for one in judge(run) if one.finding.verdict == INCONCLUSIVE]
+    lines = [
+        "A scene in which a program that defines the object lives with a larger one, or in which a program that only "
+        "refers to it breaks: `rseqlab options grow-symbol/interpose-program` lists those that were played.",
+        "A machine on which the dereference is hidden: `rseqlab run option-access-cost` measures it anywhere.",
+        "A later field that offset and size cannot carry: the layouts that were tried stand in `rseqlab/layout.py`.",
+    ]
+    if open_ones:
+        names = ", ".join(one.claim.id for one in open_ones)
+        lines.append(f"This run leaves open, for want of a narrower interval: {names}.")
+    return Lines(lines)

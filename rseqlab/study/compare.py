@@ -1,0 +1,231 @@
+"""Runs side by side: machines, kernels, or two runs of one machine. What agrees, and what does not.
+
+An effect of two runs agrees where their intervals overlap; a verdict agrees where it is the same, or where one of the
+two gives none. Of n runs each is compared with the first.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import matplotlib as mpl
+import nbformat
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from rseqlab.errors import UsageError
+from rseqlab.experiments import catalogue
+from rseqlab.lab.bundle import Bundle
+from rseqlab.lab.exchange import members
+from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
+from rseqlab.study.claims import FAILS, HOLDS, Verdicts, judge
+from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
+from rseqlab.study.matrix import matrix_of
+from rseqlab.study.report import Identity
+from rseqlab.study.run import CHOSEN, StudyRun
+from rseqlab.study.tables import Table
+
+MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
+FACTOR = (0.2, 20)
+"""Effects further away than this would press all the others into one line; the table has them."""
+
+
+def open_runs(folders: list[Path]) -> list[StudyRun]:
+    """The runs in the folders, and those of studies among them. Raises UsageError where there are not two."""
+    found = [StudyRun(Bundle(path, catalogue()), CHOSEN) for folder in folders for path in members(folder)]
+    found = list({run.bundle.digest: run for run in found}.values())
+    if len(found) < 2:
+        raise UsageError(
+            f"--compare was given {len(found)} run(s) in {', '.join(map(str, folders))}; it needs two or more, or a "
+            "study that `rseqlab bundle merge` made."
+        )
+    if len(found) > len(MARKS):
+        raise UsageError(
+            f"--compare was given {len(found)} runs; it shows at most {len(MARKS)} side by side."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Some runs, the first of which is the one that the others are compared with."""
+
+    runs: list[StudyRun]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A letter and what tells each run from the others."""
+        return [
+            f"{chr(65 + place)}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
+            f"{run.facts['libc']}, {run.id}"
+            for place, run in enumerate(self.runs)
+        ]
+
+    @cached_property
+    def letters(self) -> list[str]:
+        return [chr(65 + place) for place in range(len(self.runs))]
+
+    @cached_property
+    def judged(self) -> list[Verdicts]:
+        """The ledger of each run, in one order."""
+        return [judge(run) for run in self.runs]
+
+    def machines(self) -> Table:
+        """The facts of each machine; those that differ come first."""
+        facts = [run.machine() | {"digest": run.bundle.digest[:12]} for run in self.runs]
+        rows = [
+            {"": label, **{letter: one[label] for letter, one in zip(self.letters, facts, strict=True)}}
+            for label in facts[0]
+        ]
+        rows.sort(key=lambda row: len({row[letter] for letter in self.letters}) == 1)
+        return Table(pd.DataFrame(rows), "The machines, what differs first")
+
+    @cached_property
+    def effects(self) -> pd.DataFrame:
+        """One row per claim: each run's verdict and effect, and whether they agree."""
+        rows = []
+        for alike in zip(*self.judged, strict=True):
+            row = {"claim": alike[0].claim.id, "sentence": alike[0].claim.sentence}
+            for letter, one in zip(self.letters, alike, strict=True):
+                effect = one.finding.effect
+                row[f"verdict {letter}"] = one.finding.verdict
+                row[f"effect {letter}"] = (
+                    f"{effect.median:.3g} [{effect.low:.3g}, {effect.high:.3g}]" if effect else ""
+                )
+            first, others = alike[0].finding, [one.finding for one in alike[1:]]
+            row["verdicts"] = (
+                "agree" if all({first.verdict, one.verdict} != {HOLDS, FAILS} for one in others) else "differ"
+            )
+            with_effect = [one.effect for one in others if one.effect and first.effect]
+            overlap = [first.effect.low <= one.high and one.low <= first.effect.high for one in with_effect]
+            row["effects"] = ("agree" if all(overlap) else "differ") if overlap else ""
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def claims(self) -> Table:
+        """Every claim on every run, with what differs first."""
+        shown = self.effects.sort_values(
+            ["verdicts", "effects"], key=lambda column: column != "differ", kind="stable"
+        )
+        return Table(
+            shown, "Each claim on each run: verdict, effect with its 95 % interval, and whether they agree"
+        )
+
+    def sentence(self) -> str:
+        """How far the runs agree, counted."""
+        frame = self.effects
+        both = frame[frame["effects"] != ""]
+        return (
+            f"Of {len(frame)} claims {int((frame['verdicts'] == 'agree').sum())} have verdicts that agree (the same, or "
+            f"one gives none); of {len(both)} effects {int((both['effects'] == 'agree').sum())} have intervals that overlap."
+        )
+
+    def forest(self) -> Figure:
+        """Every ratio that the runs share, with its interval, by run."""
+        rows = []
+        for alike in zip(*self.judged, strict=True):
+            effects = [one.finding.effect for one in alike]
+            if all(effects) and all(FACTOR[0] < one.median < FACTOR[1] for one in effects):
+                rows += [
+                    {
+                        "claim": alike[0].claim.id,
+                        "run": letter,
+                        "ratio": one.median,
+                        "low": one.low,
+                        "high": one.high,
+                    }
+                    for letter, one in zip(self.letters, effects, strict=True)
+                ]
+        numbers = pd.DataFrame(rows, columns=["claim", "run", "ratio", "low", "high"])
+        ids = list(dict.fromkeys(numbers["claim"]))
+        with mpl.rc_context(STYLE):
+            canvas = Canvas(figsize=(7.6, 1.2 + 0.27 * len(ids)))
+            axes = canvas.add_subplot()
+            for place, (letter, (marker, colour)) in enumerate(zip(self.letters, MARKS, strict=False)):
+                part = numbers[numbers["run"] == letter]
+                y = [
+                    len(ids) - 1 - ids.index(name) + 0.16 * (len(self.runs) / 2 - place)
+                    for name in part["claim"]
+                ]
+                reach = [part["ratio"] - part["low"], part["high"] - part["ratio"]]
+                axes.errorbar(
+                    part["ratio"], y, xerr=reach, fmt=marker, color=colour, label=letter, markersize=4.5
+                )
+            axes.axvline(1, color=STYLE["text.color"], linewidth=0.8)
+            axes.set_xscale("log")
+            axes.set_yticks(range(len(ids)), list(reversed(ids)))
+            axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            axes.grid(axis="x", which="major")
+            axes.set_xlabel("ratio that the claim is about, with its 95 % interval (log scale)")
+            axes.legend(loc="lower right")
+            return _finish(
+                canvas,
+                f"{len(ids)} ratios, each with its interval on {len(self.runs)} runs. {self.sentence()}",
+                "The same ratios on each run; rseqlab claims ID says what each is of.",
+                numbers,
+            )
+
+    def options(self) -> Table:
+        """The cells of the matrix that are not the same everywhere."""
+        matrices = [matrix_of(run) for run in self.runs]
+        keys = [
+            key
+            for key, cell in matrices[0].cells.items()
+            if cell.factor is None and all(one.cells[key].outcome != NOT_PLAYED for one in matrices)
+        ]
+        words = {key: [one.cells[key].short for one in matrices] for key in keys}
+        rows = [
+            {"cell": "/".join(key), **dict(zip(self.letters, found, strict=True))}
+            for key, found in words.items()
+            if len(set(found)) > 1
+        ]
+        frame = pd.DataFrame(rows, columns=["cell", *self.letters])
+        return Table(
+            frame,
+            f"Of {len(matrices[0].cells)} cells of the option matrix {len(keys)} are played scenes on all runs; "
+            f"{len(keys) - len(rows)} of them have one outcome, these have not",
+        )
+
+    def document(self) -> dict:
+        """The comparison as JSON."""
+        return {
+            "runs": [
+                {"name": name, "run_id": run.id, "digest": run.bundle.digest}
+                for name, run in zip(self.names, self.runs, strict=True)
+            ],
+            "sentence": self.sentence(),
+            "claims": self.effects.to_dict("records"),
+        }
+
+    def notebook(self) -> nbformat.NotebookNode:
+        """The comparison as cells, for the report."""
+        cells = [nbformat.v4.new_markdown_cell("# Side by side\n\nEach run is compared with the first.")]
+        parts = (
+            ("The runs", self.machines()),
+            ("How far they agree", Table(pd.DataFrame({"": [self.sentence()]}), "Counted over all claims")),
+            ("The ratios", self.forest()),
+            ("The option matrix", self.options()),
+            ("Every claim", self.claims()),
+        )
+        for title, shown in parts:
+            cells.append(nbformat.v4.new_markdown_cell(f"## {title}"))
+            data = {"text/html": shown._repr_html_(), "text/plain": repr(shown)}
+            output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)
+            cells.append(nbformat.v4.new_code_cell("", outputs=[output], execution_count=1))
+        return nbformat.v4.new_notebook(cells=cells)
+
+    def identity(self) -> Identity:
+        """What stands at the top of the page."""
+        first, last = self.runs[0].bundle.run, self.runs[-1].bundle.run
+        return Identity(
+            title="rseqlab: runs side by side",
+            run_id=" and ".join(run.id for run in self.runs),
+            digest=" and ".join(run.bundle.digest[:12] for run in self.runs),
+            origin=CHOSEN,
+            profile=" and ".join(dict.fromkeys(run.bundle.run["profile"] for run in self.runs)),
+            started_utc=first["started"],
+            ended_utc=last["ended"],
+            machine=dict(zip(self.letters, (name.partition(": ")[2] for name in self.names), strict=True)),
+            experiments=None,
+        )

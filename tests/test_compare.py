@@ -1,0 +1,73 @@
+"""Two runs side by side: what agrees is counted, what differs is shown first, on one page."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rseqlab.errors import UsageError
+from rseqlab.lab import bundle
+from rseqlab.study.compare import Comparison, open_runs
+from rseqlab.study.run import reference_runs
+
+COMMAND = [sys.executable, "-m", "rseqlab.cli", "report"]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The shipped run as another machine would have measured it: reads of the area four times as slow, one scene else."""
+    folder = shutil.copytree(reference_runs()[-1], tmp_path_factory.mktemp("other") / "run")
+    lines = (folder / "cpu-id-read.csv").read_text().splitlines()
+    place = {name: at for at, name in enumerate(lines[0].split(","))}
+    changed = [lines[0]]
+    for line in lines[1:]:
+        cells = line.split(",")
+        if cells[place["reader"]] == "sched_getcpu" and cells[place["start"]] == "libc":
+            cells[place["elapsed_ns"]] = str(4 * int(cells[place["elapsed_ns"]]))
+            cells[place["ns_per_read"]] = str(4 * float(cells[place["ns_per_read"]]))
+        changed.append(",".join(cells))
+    (folder / "cpu-id-read.csv").write_text("\n".join(changed) + "\n")
+    bundle.seal(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(other):
+    return Comparison(open_runs([reference_runs()[-1], other]))
+
+
+def test_what_differs_is_counted_and_comes_first(compared):
+    differ = compared.effects[compared.effects["effects"] == "differ"]
+    assert {"C42a", "C63", "C66"} <= set(differ["claim"])
+    assert {"C42a"} == set(compared.effects[compared.effects["verdicts"] == "differ"]["claim"])
+    assert not {"C31", "C13", "L16"} & set(differ["claim"])
+    assert compared.claims().frame["claim"].iloc[0] in set(differ["claim"])
+    assert f"{len(compared.effects)} claims" in compared.sentence()
+    assert len(compared.options().frame) == 0
+
+
+def test_one_page_for_both(compared, other, tmp_path):
+    arguments = [
+        "--compare",
+        str(reference_runs()[-1]),
+        "--compare",
+        str(other),
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    bundle.validate(document, "compare", "stdout")
+    page = (tmp_path / "compare.html").read_text()
+    for run in compared.runs:
+        assert run.bundle.digest[:12] in page
+    assert "Side by side" in page and "<svg" in page and "none was run" not in page
+
+
+def test_one_run_is_no_comparison():
+    with pytest.raises(UsageError, match="two or more"):
+        open_runs([reference_runs()[-1], reference_runs()[-1]])
