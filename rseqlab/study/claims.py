@@ -361,12 +361,13 @@ def start_ratio_within(run, claim, way, condition):
 
 @_rule
 def adds_at_most(run, claim, ways, condition, start):
-    """What the first way costs more than the second, as a share of one rseq increment on one thread."""
+    """What the first way costs more than the second, as a share of one rseq increment on one thread; widened by the null."""
     costs = [samples(run, claim.experiment, name, condition, start) for name in ways.split("|")]
     counted = samples(run, "percpu-counter", "rseq", "1", "libc").median()
     added = paired_difference(*costs)
     effect = replace(added, median=added.median / counted, low=added.low / counted, high=added.high / counted)
-    verdict = _verdict(effect, effect.high <= claim.threshold, effect.low > claim.threshold)
+    slack = (_null_factor(run, claim.experiment, condition, start) - 1) * costs[0].median() / counted
+    verdict = _verdict(effect, effect.high + slack <= claim.threshold, effect.low - slack > claim.threshold)
     return Finding(
         verdict,
         f"Here the first costs {added.median:.2f} ns more, which is {100 * effect.median:.0f} % of an rseq increment "
