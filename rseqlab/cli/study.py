@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rseqlab.cli.base import Json, Run, app, err, out, print_json
 from rseqlab.errors import UsageError
@@ -64,14 +64,31 @@ def report(
 
 
 @app.command()
-def claims(run_folder: Run = None, as_json: Json = False) -> None:
+def claims(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="These claims; all by default.")
+    ] = None,
+    verdict: Annotated[
+        list[str] | None,
+        typer.Option("--verdict", metavar="VERDICT", help="Only those that came out so; may be given again."),
+    ] = None,
+    run_folder: Run = None,
+    as_json: Json = False,
+) -> None:
     """What people said, tested on a run: verdict, effect with its interval, source."""
-    from rseqlab.study.claims import judge
+    from rseqlab.errors import UsageError
+    from rseqlab.study.claims import VERDICTS, Tally, Verdicts, judge
     from rseqlab.study.run import open_run
 
+    if unknown := set(verdict or ()) - set(VERDICTS):
+        raise UsageError(
+            f"No verdict is called {', '.join(sorted(unknown))}. The verdicts are: {', '.join(VERDICTS)}."
+        )
     with err.status("Judging the claims"):
         found = open_run(run_folder)
-        judged = judge(found)
+        judged = judge(found, *(ids or ()))
+    shown = Verdicts(one for one in judged if not verdict or one.finding.verdict in verdict)
+    totals = Tally(judged)
     if as_json:
         print_json(
             {
@@ -80,17 +97,23 @@ def claims(run_folder: Run = None, as_json: Json = False) -> None:
                 "run_id": found.id,
                 "origin": found.origin,
                 "digest": found.bundle.digest,
-                "claims": [one.document() for one in judged],
+                "totals": totals.counts,
+                "claims": [one.document() for one in shown],
             }
         )
         return
     err.print(escape(repr(found)), highlight=False, soft_wrap=True)
-    table = Table("id", "verdict", "claim", "on this run")
-    for one in judged:
+    table = Table("id", "verdict", "claim", "on this run", Column("source", overflow="fold"))
+    for one in shown:
         table.add_row(
-            one.claim.id, one.finding.verdict, escape(one.claim.sentence), escape(one.finding.measured)
+            one.claim.id,
+            one.finding.verdict,
+            escape(one.claim.sentence),
+            escape(one.finding.measured),
+            escape(one.claim.source),
         )
     out.print(table)
+    out.print(escape(totals.sentence), highlight=False, soft_wrap=True)
 
 
 @app.command()

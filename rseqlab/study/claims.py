@@ -4,6 +4,7 @@ import csv
 import html
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase as fnmatch
 
 import pandas as pd
 
@@ -14,10 +15,22 @@ from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import Cell
+from rseqlab.study import kernel_counts
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
+
+WHY_NOT = {
+    "report": "It tells what was said or done; no machine can test it",
+    "opinion": "It is a demand or an opinion; no machine can test it",
+    "nobody": "Nobody outside can repeat it",
+    "hardware": "It needs other hardware",
+    "software": "It needs software that is not to be had",
+    "kernels": "It needs other kernels",
+    "no experiment": "No experiment of this release tests it",
+}
+"""Kinds of reasons why a claim has no rule, and how a reader is told."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,14 @@ class Claim:
     experiment: str
     rule: str
     threshold: float | None
+    why_not: str = ""
+    """Where there is no rule: one of WHY_NOT, a colon, and the reason."""
+
+    @property
+    def reason(self) -> str:
+        """Why nothing tests it, as a sentence."""
+        kind, _, text = (self.why_not or "no experiment").partition(": ")
+        return f"{WHY_NOT[kind]}{': ' if text else ''}{text}."
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,7 @@ class Judged:
             "experiment": self.claim.experiment or None,
             "threshold": self.claim.threshold,
             "verdict": self.finding.verdict,
+            "why_not": self.claim.why_not.partition(": ")[0] or None,
             "measured": self.finding.measured,
             "effect": effect and effect.median,
             "low": effect and effect.low,
@@ -107,7 +129,7 @@ def claims() -> list[Claim]:
     with open(project_root() / "data" / "claims.csv", encoding="utf-8", newline="") as file:
         return [
             Claim(**row | {"threshold": float(row["threshold"]) if row["threshold"] else None})
-            for row in csv.DictReader(file)
+            for row in csv.DictReader(file, restval="")  # most rows have a rule and end before why_not
         ]
 
 
@@ -126,16 +148,15 @@ class Tally:
     judged: Verdicts
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Verdict to the number of claims, in the order of VERDICTS."""
+        return {verdict: sum(one.finding.verdict == verdict for one in self.judged) for verdict in VERDICTS}
+
+    @property
     def sentence(self) -> str:
         """The counts, computed."""
-        counts = [
-            (verdict, sum(one.finding.verdict == verdict for one in self.judged)) for verdict in VERDICTS
-        ]
-        return (
-            f"Of {len(self.judged)} claims: "
-            + ", ".join(f"{verdict} {count}" for verdict, count in counts if count)
-            + "."
-        )
+        counted = ", ".join(f"{verdict} {count}" for verdict, count in self.counts.items() if count)
+        return f"Of {len(self.judged)} claims: {counted}."
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -162,7 +183,7 @@ def tally(run: StudyRun, *experiments: str) -> Tally:
 
 def _find(run: StudyRun, claim: Claim) -> Finding:
     if not claim.rule:
-        return Finding(NOT_MEASURED, "No experiment of this release tests it.")
+        return Finding(NOT_MEASURED, claim.reason)
     name, *arguments = claim.rule.split(":")
     try:
         return RULES[name](run, claim, *arguments)
@@ -339,6 +360,24 @@ def start_ratio_within(run, claim, way, condition):
 
 
 @_rule
+def adds_at_most(run, claim, ways, condition, start):
+    """What the first way costs more than the second, as a share of one rseq increment on one thread; widened by the null."""
+    costs = [samples(run, claim.experiment, name, condition, start) for name in ways.split("|")]
+    counted = samples(run, "percpu-counter", "rseq", "1", "libc").median()
+    added = paired_difference(*costs)
+    effect = replace(added, median=added.median / counted, low=added.low / counted, high=added.high / counted)
+    slack = (_null_factor(run, claim.experiment, condition, start) - 1) * costs[0].median() / counted
+    verdict = _verdict(effect, effect.high + slack <= claim.threshold, effect.low - slack > claim.threshold)
+    return Finding(
+        verdict,
+        f"Here the first costs {added.median:.2f} ns more, which is {100 * effect.median:.0f} % of an rseq increment "
+        f"of {counted:.2f} ns [95 % {100 * effect.low:.0f} to {100 * effect.high:.0f}, {effect.samples} pairs of "
+        f"{effect.processes} processes]; the claim allows {100 * claim.threshold:.0f} %.",
+        effect,
+    )
+
+
+@_rule
 def nulls_without_verdict(run, claim):
     """The share of comparisons of a thing with itself whose widened interval holds 1; needs 100 of them."""
     table = run.table(claim.experiment)
@@ -482,6 +521,32 @@ def feature_size_is_not(run, claim):
 
 
 @_rule
+def fact_at_most(run, claim, name):
+    """A fact of the machine is not above ``threshold``."""
+    seen = run.facts.get(name)
+    if seen is None:
+        raise NotMeasured(run.bundle.machine["reasons"].get(name, "not recorded"))
+    return Finding(
+        HOLDS if seen <= claim.threshold else FAILS,
+        f"This kernel says {seen}; the claim allows {claim.threshold:g}.",
+    )
+
+
+@_rule
+def unknown_flags_refused(run, claim):
+    """No registration with a flag beyond the two that are documented was accepted."""
+    table = run.table(claim.experiment)
+    known = [
+        f"bit {number.bit_length() - 1}" for number in (abi.FLAG_UNREGISTER, abi.FLAG_SLICE_EXT_DEFAULT_ON)
+    ]
+    tried = table[(table["question"] == "flags") & (table["start"] == "none") & ~table["attempt"].isin(known)]
+    refused = int((tried["answer"] == "EINVAL").sum())
+    return _share(
+        refused, len(tried), "registrations with a flag beyond the two documented ones were refused"
+    )
+
+
+@_rule
 def libc_size_is_live_size(run, claim):
     """libc's number against the bytes of fields that the kernel keeps live."""
     said, live = (run.facts.get(f"rseq_{name}") for name in ("libc_size", "live_bytes"))
@@ -562,6 +627,119 @@ def fewer_slots(run, claim):
     return Finding(
         HOLDS if dense < sparse else FAILS,
         f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",
+    )
+
+
+# ---- kernels in guests ----
+
+
+def _since(table: pd.DataFrame, release: str) -> pd.DataFrame:
+    """The rows of kernels from this release on. Raises NotMeasured."""
+    oldest = kernel_counts.by_release(release)
+    found = table[table["series"].map(kernel_counts.by_release) >= oldest]
+    if found.empty:
+        raise NotMeasured(f"the run has no kernel of {release} or newer")
+    return found
+
+
+@_rule
+def registration_adds_at_most(run, claim, measure, registration, release):
+    """On each such kernel and architecture a registration without a section adds at most ``threshold`` percent."""
+    found = _since(kernel_counts.added(run), release)
+    rows = found[
+        (found["measure"] == measure) & (found["registration"] == registration) & (found["section"] == "null")
+    ]
+    words = "; ".join(
+        f"{row.series} {row.arch}: {row.added_instructions:+,.1f} of {row.unregistered:,.1f} ({row.added_percent:+.3f} %)"
+        for row in rows.itertuples()
+    )
+    good = int((rows["added_percent"] <= claim.threshold).sum())
+    return _share(good, len(rows), f"guests stay within {claim.threshold:g} %: {words}")
+
+
+@_rule
+def registration_adds_more(run, claim, measure, registrations, release):
+    """On each such kernel and architecture the first registration adds more than the second, by ``threshold`` instructions."""
+    found = _since(kernel_counts.added(run), release)
+    rows = found[(found["measure"] == measure) & (found["section"] == "null")]
+    wide = rows.pivot_table(index=["series", "arch"], columns="registration", values="added_instructions")
+    more, less = registrations.split("|")
+    both = wide.reindex(columns=[more, less]).dropna()
+    words = "; ".join(
+        f"{' '.join(guest)}: {row[more]:+,.1f} against {row[less]:+,.1f}" for guest, row in both.iterrows()
+    )
+    good = int((both[more] - both[less] > claim.threshold).sum())
+    return _share(good, len(both), f"guests count more for {more} than for {less}: {words}")
+
+
+@_rule
+def guests_answer(run, claim, release, libc, mode, attempt, answer):
+    """Each such guest and libc gives this answer. Names may hold * and ?, as a rule's words may hold no colon."""
+    table = _since(run.table(claim.experiment), release)
+    rows = table[
+        table["libc"].map(lambda name: fnmatch(name, libc))
+        & (table["mode"] == mode)
+        & table["attempt"].map(lambda name: fnmatch(name, attempt))
+    ]
+    good = int(rows["answer"].map(lambda said: fnmatch(said, answer)).sum())
+    words = "; ".join(f"{said} ({count})" for said, count in rows["answer"].value_counts(sort=True).items())
+    return _share(good, len(rows), f"guests answer so; the answers are {words}")
+
+
+@_rule
+def ids_are_dense(run, claim):
+    """No mm_cid reached the number of threads, creator included, nor the number of CPUs; cpu_id is told beside it."""
+    rows = kernel_counts.spread(run)
+    bound = rows[["threads", "cpus"]].assign(threads=rows["threads"] + claim.threshold).min(axis=1)
+    few = rows[rows["threads"] + claim.threshold < rows["cpus"]]
+    return _share(
+        int((rows["most_mm_cid"] < bound).sum()),
+        len(rows),
+        "processes kept every mm_cid below their threads and the CPUs"
+        + (
+            f"; with fewer threads than CPUs, cpu_id reached {int(few['most_cpu_id'].max())} and mm_cid "
+            f"{int(few['most_mm_cid'].max())}"
+            if len(few)
+            else ""
+        ),
+    )
+
+
+# ---- real programs ----
+
+
+@_rule
+def caches_need_own_area(run, claim):
+    """Whether the allocator has bytes in its per-CPU caches, in every run, by whose area the threads have."""
+    rows = run.table(claim.experiment).dropna(subset=["cache_bytes"])
+    has = rows["cache_bytes"] > 0
+    good = int((has == (rows["rseq_owner"] == "program")).sum())
+    counts = ", ".join(
+        f"{owner} owns: {int((group['cache_bytes'] > 0).sum())} of {len(group)} have them"
+        for owner, group in rows.groupby("rseq_owner")
+    )
+    return _share(
+        good, len(rows), f"runs have caches per CPU exactly where the program owns the area; {counts}"
+    )
+
+
+@_rule
+def program_verdict(run, claim, load, wanted):
+    """Every load of this name must come out so; one that comes out the other way is enough to fail."""
+    from rseqlab.study import workloads  # here: it builds on this module
+
+    table = run.table(claim.experiment)
+    names = [name for name in table["workload"].unique() if name.startswith(load)]
+    if not names:
+        raise NotMeasured(f"{claim.experiment} has no rows for {load}")
+    found = [workloads.effect(table, claim.experiment, name) for name in names]
+    opposite = workloads.LOSES if wanted == workloads.GAINS else workloads.GAINS
+    verdicts = {one.verdict for one in found}
+    verdict = HOLDS if verdicts == {wanted} else FAILS if opposite in verdicts else INCONCLUSIVE
+    return Finding(
+        verdict,
+        "Here " + " ".join(one.sentence() for one in found),
+        found[0].ratio if len(found) == 1 else None,
     )
 
 

@@ -16,7 +16,7 @@ STAMP = "inputs.sha256"
 def inputs_digest(run: StudyRun) -> str:
     """Names everything that the report is made from: the run, the notebooks, the code, the libraries."""
     total = hashlib.sha256(f"{run.digest} {run.origin} {run.note}".encode())
-    files = [*notebook.notebooks(), project_root() / "data" / "claims.csv"]
+    files = [*notebook.notebooks(), *sorted((project_root() / "data").glob("*.csv"))]
     files += sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css", ".js"))
     for path in files:
         total.update(path.name.encode() + b"\0" + path.read_bytes())

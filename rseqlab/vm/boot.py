@@ -1,0 +1,439 @@
+"""Boots kernels in QEMU and brings home what init wrote on the result port, with a verdict on how it went.
+
+A guest is not trusted: it has no network and no file of the host, its console and its results are pipes that
+this process reads and bounds, and QEMU ends with this process whatever happens.
+
+The result port is a serial port of its own: /dev/ttyS1 (ISA) on x86_64, /dev/ttyS0 (PCI) on aarch64, where the
+console is ttyAMA0. Both drivers are built into the distribution's kernels of every series, so no module is
+needed. What init has to write there is in ``c/guest.h``.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache as once
+from pathlib import Path
+
+from rseqlab.errors import LabError
+from rseqlab.vm import cache
+from rseqlab.vm.kernels import Kernel
+
+QEMU = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
+GUEST_H = Path(__file__).parent / "c" / "guest.h"
+CONSOLE_LIMIT_BYTES = 1 << 20
+OWN_MEMORY_MIB = 200
+"""What QEMU itself takes beside the guest's memory."""
+
+PANIC = re.compile(rb"Kernel panic - not syncing: ([ -~]{0,200})|-- System halted")
+BEGIN = re.compile(rb"RSEQLAB-BEGIN (\d{1,4})\n")
+END = re.compile(rb"\nRSEQLAB-END (\d{1,12}) ([0-9a-f]{8})\n\Z")
+FRAME_BYTES = 256
+"""What the marks around the results may take."""
+
+ENOSYS = 38
+STATUSES = ("done", "panic", "hang", "no boot", "refused", "bad results")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One boot: a kernel, a root image, and what it may take."""
+
+    kernel: Kernel
+    initrd: Path
+    cpus: int = 1
+    memory_mib: int = 512
+    icount: bool = False
+    """One instruction is one nanosecond of the guest's time (TCG, one virtual CPU): costs repeat."""
+    append: tuple[str, ...] = ()
+    """More words of the kernel's command line; NAME=value without a dot reaches init's environment."""
+    timeout_s: float = 60
+    results_limit_bytes: int = 8 << 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a boot ended. ``results`` is what init wrote, complete and checked, and empty unless ``status`` is done."""
+
+    status: str
+    """done; panic; hang (init ran and did not end in time); no boot (init never ran); refused (QEMU did not start
+    it); bad results (what came is too long, cut off, damaged or no text)."""
+    reason: str | None
+    seconds: float
+    accel: str
+    qemu: str
+    console: Path
+    results: bytes = b""
+    unfinished: bytes = field(default=b"", repr=False)
+    """What had come of the results where they are not complete: evidence, not data."""
+    rseq: bool | None = None
+    """Whether the kernel has the system call at all; None where init never said."""
+
+
+class RowsError(LabError):
+    """The results are no rows."""
+
+
+def rows(outcome: Outcome) -> list[dict]:
+    """The results as rows: one JSON object of plain values per line. Raises RowsError at the first other line.
+
+    Texts that are not printable are refused, too: they would reach a bundle and a terminal.
+    """
+    found = []
+    for number, line in enumerate(outcome.results.decode().splitlines(), start=1):
+        try:
+            row = json.loads(line, parse_constant=lambda name: None)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not all(_plain(value) for value in (*row, *row.values())):
+            raise RowsError(f"Line {number} of a guest's results is no row: {_printable(line)[:120]!r}.")
+        found.append(row)
+    return found
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value.isprintable())
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+@once
+def qemu_version(arch: str) -> str | None:
+    """The version of the QEMU for this architecture, or None where there is none."""
+    program = shutil.which(QEMU[arch])
+    if not program:
+        return None
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30).stdout
+    found = re.search(r"version (\S+)", said)
+    return found[1] if found else "unknown"
+
+
+def missing(arch: str | None = None) -> str | None:
+    """Why no guest of this architecture (of any, by default) can be booted, or None."""
+    absent = [QEMU[one] for one in ([arch] if arch else QEMU) if qemu_version(one) is None]
+    if absent:
+        return f"{' and '.join(absent)} was not found; `make deps` installs it"
+    return None
+
+
+def accel(guest: Guest) -> str:
+    """kvm where it was seen to work for this guest's architecture; tcg otherwise, and always to count."""
+    return "tcg"
+
+
+def command(guest: Guest, results_fd: int) -> list[str]:
+    """What starts the guest: console on standard output, results on the file descriptor."""
+    kernel, how = guest.kernel, accel(guest)
+    append = ["quiet", "panic=-1"]
+    if kernel.arch == "x86_64":
+        machine = ["-cpu", "max" if how == "tcg" else "host"]
+        results = ["-serial", "chardev:results"]
+        append += ["console=ttyS0", "RSEQLAB_PORT=/dev/ttyS1"]
+    else:
+        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on" if how == "tcg" else "host"]
+        results = ["-device", "pci-serial,chardev=results"]
+        append += ["console=ttyAMA0", "RSEQLAB_PORT=/dev/ttyS0"]
+    if guest.icount:
+        acceleration = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-rtc", "clock=vm"]
+        append += ["nokaslr"] + (["tsc=reliable", "clocksource=tsc"] if kernel.arch == "x86_64" else [])
+    else:
+        acceleration = ["-accel", "tcg,thread=multi" if how == "tcg" else how]
+    return [
+        QEMU[kernel.arch],
+        "-nodefaults",
+        "-no-user-config",
+        *machine,
+        *acceleration,
+        *("-smp", str(guest.cpus), "-m", str(guest.memory_mib)),
+        *("-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-chardev", f"file,id=results,path=/dev/fd/{results_fd}", *results),
+        *("-kernel", str(kernel.image), "-initrd", str(guest.initrd)),
+        *("-append", " ".join([*append, *guest.append])),
+    ]
+
+
+def boot(guest: Guest) -> Outcome:
+    """Boot one guest and wait for its end."""
+    for _, outcome in boot_all([guest]):
+        return outcome
+    raise AssertionError("a guest without an outcome")
+
+
+def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
+    """Boot all of them, several at once within this machine's cores and free memory; each as it ends.
+
+    Leaving the iteration early (an exception, Ctrl-C) ends those that run.
+    """
+    waiting, running = list(guests), []
+    try:
+        with selectors.DefaultSelector() as selector:
+            while waiting or running:
+                while waiting and (why := _fits(waiting[0], running)) is None:
+                    guest = waiting.pop(0)
+                    try:
+                        running.append(_Running(guest, selector))
+                    except OSError as error:
+                        yield (
+                            guest,
+                            _refused(guest, f"{QEMU[guest.kernel.arch]} did not start: {error.strerror}"),
+                        )
+                if waiting and not running:
+                    yield waiting[0], _refused(waiting.pop(0), why)
+                    continue
+                deadline = min((one.deadline for one in running), default=0.0)
+                for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
+                    key.data()
+                for one in [one for one in running if one.ended()]:
+                    running.remove(one)
+                    yield one.guest, one.outcome()
+    finally:
+        for one in running:
+            one.kill()
+
+
+def _fits(guest: Guest, running: Sequence["_Running"]) -> str | None:
+    """None where the guest may start beside these now, or why not."""
+    if reason := missing(guest.kernel.arch):
+        return None if running else reason
+    cores = len(os.sched_getaffinity(0))
+    if running and sum(min(one.guest.cpus, cores) for one in running) + min(guest.cpus, cores) > cores:
+        return "the cores are taken"
+    needed = guest.memory_mib + OWN_MEMORY_MIB
+    promised = sum(one.guest.memory_mib + OWN_MEMORY_MIB - one.resident_mib() for one in running)
+    free = available_mib() - max(0, promised)
+    if needed > free:
+        return (
+            f"not enough memory: the guest needs {needed:,} MiB with QEMU itself, {max(0, free):,} MiB are free; "
+            "stop other programs"
+        )
+    return None
+
+
+def available_mib() -> int:
+    """What this machine, or the control group that we are in, can still give."""
+    text = Path("/proc/meminfo").read_text()
+    free = int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) // 1024
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        group = Path("/sys/fs/cgroup") / Path("/proc/self/cgroup").read_text().split("::")[1].strip().lstrip(
+            "/"
+        )
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        free = min(free, (int(limit) - used) >> 20)
+    return free
+
+
+def _refused(guest: Guest, why: str) -> Outcome:
+    name = QEMU[guest.kernel.arch]
+    return Outcome(
+        "refused", why, 0.0, accel(guest), f"{name} {qemu_version(guest.kernel.arch)}", Path(os.devnull)
+    )
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+    if os.getppid() != parent:  # it was gone before we asked
+        os._exit(1)
+
+
+class _Running:
+    """One QEMU process and what has come from it so far."""
+
+    def __init__(self, guest: Guest, selector: selectors.BaseSelector):
+        self.guest, self.selector = guest, selector
+        self.started = time.monotonic()
+        self.deadline = self.started + guest.timeout_s
+        self.results, self.console = bytearray(), bytearray()
+        self.console_total = 0
+        self.verdict: tuple[str, str | None] | None = None
+        self.qemu_words = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        results_read, results_write = os.pipe()
+        console_read, console_write = os.pipe()
+        parent = os.getpid()
+        try:
+            self.process = subprocess.Popen(
+                command(guest, results_write),
+                stdin=subprocess.DEVNULL,
+                stdout=console_write,
+                stderr=self.qemu_words,
+                pass_fds=(results_write,),
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+                preexec_fn=lambda: _die_with(parent),
+            )
+        except BaseException:
+            os.close(results_read)
+            os.close(console_read)
+            raise
+        finally:
+            os.close(results_write)
+            os.close(console_write)
+        self.pipes = {results_read: self._take_results, console_read: self._take_console}
+        for pipe, take in self.pipes.items():
+            os.set_blocking(pipe, False)
+            selector.register(pipe, selectors.EVENT_READ, lambda pipe=pipe, take=take: self._read(pipe, take))
+
+    def _read(self, pipe: int, take) -> None:
+        data = os.read(pipe, 1 << 16)
+        if data:
+            take(data)
+        else:
+            self._close(pipe)
+
+    def _close(self, pipe: int) -> None:
+        self.selector.unregister(pipe)
+        os.close(pipe)
+        del self.pipes[pipe]
+
+    def _take_results(self, data: bytes) -> None:
+        if self.verdict:
+            return
+        self.results += data
+        if len(self.results) > self.guest.results_limit_bytes + FRAME_BYTES:
+            limit = self.guest.results_limit_bytes
+            self.verdict = (
+                "bad results",
+                f"the guest wrote more than the {limit:,} bytes that its results may have",
+            )
+        elif END.search(self.results, max(0, len(self.results) - FRAME_BYTES)):
+            self.verdict = self._checked()
+
+    def _checked(self) -> tuple[str, str | None]:
+        """The verdict on complete results."""
+        begin, end = (
+            BEGIN.match(self.results),
+            END.search(self.results, max(0, len(self.results) - FRAME_BYTES)),
+        )
+        if not begin:
+            return "bad results", "what the guest wrote does not begin with the mark of guest.h"
+        content = bytes(self.results[begin.end() : end.start()])
+        if len(content) != int(end[1]):
+            return "bad results", f"the guest says {int(end[1]):,} bytes of results, {len(content):,} came"
+        if zlib.crc32(content) != int(end[2], 16):
+            return "bad results", "the checksum of the guest's results is wrong"
+        try:
+            content.decode()
+        except UnicodeDecodeError as error:
+            return "bad results", f"the guest's results are no UTF-8 at byte {error.start:,}"
+        return "done", None
+
+    def _take_console(self, data: bytes) -> None:
+        self.console_total += len(data)
+        searched_from = max(0, len(self.console) - 300)
+        self.console += data
+        if not self.verdict and (found := PANIC.search(self.console, searched_from)):
+            said = (found[1] or found[0]).decode("ascii", "replace").strip()
+            self.verdict = ("panic", f"the kernel panicked: {_printable(said)}")
+            self.deadline = min(self.deadline, time.monotonic() + 0.5)  # for what it still says
+        if len(self.console) > 2 * CONSOLE_LIMIT_BYTES:  # the first half stays, of the rest the newest
+            del self.console[CONSOLE_LIMIT_BYTES // 2 : -CONSOLE_LIMIT_BYTES // 2]
+
+    def resident_mib(self) -> int:
+        """The memory that it has taken already."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+            return pages * os.sysconf("SC_PAGESIZE") >> 20
+        return 0
+
+    def ended(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        if self.verdict and self.verdict[0] != "panic":
+            return True
+        return not self.pipes or time.monotonic() >= self.deadline
+
+    def kill(self) -> None:
+        """End it now; a guest has nothing that would be lost."""
+        for pipe in list(self.pipes):
+            self._close(pipe)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+
+    def outcome(self) -> Outcome:
+        """The verdict; the process is ended first."""
+        seconds = time.monotonic() - self.started
+        in_time = not self.pipes
+        if in_time:  # it closed its ends, so it is about to end by itself
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=5)
+        code = self.process.poll()
+        self.kill()
+        begin = BEGIN.match(self.results)
+        status, reason = self.verdict or self._unfinished(begin is not None, in_time, code)
+        console = self._keep_console()
+        if reason:
+            reason += f"; console: {console}"
+        complete = status == "done"
+        end = END.search(self.results, max(0, len(self.results) - FRAME_BYTES))
+        content = bytes(self.results[begin.end() : end.start()]) if complete else b""
+        return Outcome(
+            status,
+            reason,
+            seconds,
+            accel(self.guest),
+            f"{QEMU[self.guest.kernel.arch]} {qemu_version(self.guest.kernel.arch)}",
+            console,
+            content,
+            b"" if complete else bytes(self.results[begin.end() if begin else 0 :]),
+            int(begin[1]) != ENOSYS if begin else None,
+        )
+
+    def _unfinished(self, began: bool, in_time: bool, code: int | None) -> tuple[str, str]:
+        self.qemu_words.seek(0)
+        words = _printable(self.qemu_words.read(2000).decode(errors="replace").strip().rpartition("\n")[2])[
+            :300
+        ]
+        if in_time and code and not self.console and not self.results:
+            return (
+                "refused",
+                f"{QEMU[self.guest.kernel.arch]} ended with {code}: {words or 'nothing was said'}",
+            )
+        if in_time:
+            if self.results:
+                return "bad results", "the guest ended before its results were complete"
+            return "no boot", f"the guest ended before init wrote anything{': ' + words if words else ''}"
+        limit = f"{self.guest.timeout_s:g} s"
+        if began:
+            return "hang", f"init had begun and was not done after {limit}"
+        if self.results:
+            return (
+                "bad results",
+                f"after {limit} what the guest wrote still did not begin with the mark of guest.h",
+            )
+        return "no boot", f"init had not begun after {limit}"
+
+    def _keep_console(self) -> Path:
+        """In the cache, control characters taken out, so that it can be shown as it is."""
+        kernel = self.guest.kernel
+        text = bytes(self.console[:CONSOLE_LIMIT_BYTES]).decode("ascii", "replace").replace("\r\n", "\n")
+        text = "".join(one if one.isprintable() or one == "\n" else "?" for one in text)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{kernel.arch}-{kernel.series}-", suffix=".txt", dir=cache.folder("consoles")
+        )
+        with open(handle, "w") as file:
+            file.write(text)
+        _forget_old(Path(name).parent)
+        return Path(name)
+
+
+CONSOLES_KEPT = 200
+
+
+def _forget_old(folder: Path) -> None:
+    """Keep the newest consoles only."""
+    there = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+    for path in there[:-CONSOLES_KEPT]:
+        path.unlink(missing_ok=True)

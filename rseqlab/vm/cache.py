@@ -1,0 +1,88 @@
+"""Where kernels, libcs and images are kept: written to a temporary name, then renamed. Nothing half-written is found."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rseqlab.errors import LabError
+from rseqlab.lab import compile
+
+
+class CacheError(LabError):
+    """The cache could not be written; nothing of what was attempted is in it."""
+
+
+def top() -> Path:
+    """``vm`` below $RSEQLAB_CACHE or ``build`` in the checkout."""
+    given = os.environ.get("RSEQLAB_CACHE")
+    return (Path(given) if given else compile.cache_folder().parent) / "vm"
+
+
+def folder(name: str) -> Path:
+    """A folder of the cache, made."""
+    path = top() / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"Could not create {path}: {error.strerror}. Set RSEQLAB_CACHE to a folder that is writable."
+        ) from None
+    return path
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder on the cache's own disk, gone afterwards; a full disk is one sentence."""
+    with _said_plainly(top()), tempfile.TemporaryDirectory(dir=folder("partial")) as made:
+        yield Path(made)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[Path]:
+    """A temporary name; what lies there when the block ends becomes ``output`` in one step."""
+    with scratch() as space:
+        partial = space / output.name
+        yield partial
+        if output.is_dir():  # somebody else made the same meanwhile
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial, output)
+
+
+@contextmanager
+def _said_plainly(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CacheError(
+                f"The disk of {place} is full; what was being written was removed. Free some space "
+                "(`rseqlab kernels clean` empties this cache) or set RSEQLAB_CACHE to another disk."
+            ) from None
+        raise
+
+
+def size_bytes(path: Path | None = None) -> int:
+    """What lies below ``path`` (the whole cache by default) takes, links not followed."""
+    total = 0
+    for place, _, names in os.walk(path or top()):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(place, name)).st_size
+            except OSError:  # removed meanwhile
+                continue
+    return total
+
+
+def clean() -> dict[str, int]:
+    """Remove all of it. Returns the bytes that each part of it took."""
+    freed = {}
+    if top().is_dir():
+        for part in sorted(top().iterdir()):
+            freed[part.name] = size_bytes(part) if part.is_dir() else part.lstat().st_size
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    return freed
