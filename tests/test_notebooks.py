@@ -39,7 +39,10 @@ def test_all_of_them_run_on_the_shipped_run_and_say_which_it_is():
             str(output) for cell in node.cells if cell.cell_type == "code" for output in cell.outputs
         )
         assert "shipped reference run" in text, name
-        lacks = ("is not part of this run", "There is no run of")  # of experiments that are newer than the run
+        lacks = (
+            "is not part of this run",
+            "There is no run of",
+        )  # of experiments that are newer than the run
         reasons = (*WHY_NOT.values(), *lacks, "concurrency ids by themselves")
         missing = re.search(r"\[not measured\]|Not measured:|rl-not-measured", text)
         assert not missing or any(reason in text for reason in reasons), name

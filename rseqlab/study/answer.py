@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
+from rseqlab.study import kernels, usage, workloads
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, Tally, judge
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
@@ -148,15 +149,27 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     return sentence, "timed on this machine; executed scenes"
 
 
-@_question("What does an extension cost those who do not use it?", "40_kernels", "C41", "C21")
+@_question("Who uses rseq?", "50_usage", "T07a", "C48")
+def who_uses_it(run: StudyRun) -> tuple[str, str]:
+    """The cited users, and what real programs gain where they were run."""
+    cited = usage.answer().said
+    try:
+        gained = workloads.in_short(run)
+    except NotMeasured as missing:
+        gained = f"What real programs gain: {missing}"
+    return f"{cited[0]} {cited[1]} {gained}", "cited, each row with its source; programs timed"
+
+
+@_question("What does an extension cost those who do not use it?", "40_kernels", "C41", "C21", "K01", "K02")
 def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
-    """The context switch of threads that are registered, against threads that are not."""
-    registered, smaller = _finding(run, "C41"), _finding(run, "C21")
-    sentence = (
-        f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones; "
-        f"32 bytes against 64 make it {_times(smaller)}."
-    )
-    return sentence, "timed on this machine"
+    """The context switch of registered threads: timed here, and counted by kernel release and registered size."""
+    registered = _finding(run, "C41")
+    try:
+        counted = kernels.in_short(run)
+    except NotMeasured as missing:
+        counted = f"By kernel release: {missing}"
+    sentence = f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones. {counted}"
+    return sentence, "timed on this machine; instructions counted in guests"
 
 
 class Lines(list):

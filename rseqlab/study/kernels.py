@@ -310,6 +310,24 @@ def headline(run: StudyRun) -> list[str]:
     return lines
 
 
+def in_short(run: StudyRun, arch: str = "x86_64") -> str:
+    """What registering adds to a round trip of two switches, by release and size, in one sentence. Raises NotMeasured."""
+    found = added(run)
+    found = found[
+        (found["measure"] == "context-switch") & (found["section"] == "null") & (found["arch"] == arch)
+    ]
+    told = []
+    for series in all_series(found):
+        rows = found[found["series"] == series].set_index("registration")["added_percent"]
+        told.append(
+            f"Linux {series} "
+            + ", ".join(f"{name} {rows[name]:+.1f} %" for name in REGISTERED if name in rows)
+        )
+    if not told:
+        raise NotMeasured(f"kernel-costs has no context switches of {arch}.")
+    return f"Counted in guests, registering adds to a round trip ({arch}): {'; '.join(told)}."
+
+
 @_sentences
 def repeats(run: StudyRun) -> list[str]:
     """How far repeats lie apart, and where they miss the mark."""

@@ -325,13 +325,19 @@ def sentences(run: StudyRun) -> Sentences | NotMeasured:
         return reason
 
 
-def _lines(run: StudyRun) -> Iterator[str]:
+def in_short(run: StudyRun) -> str:
+    """How many programs gain, lose, or show no difference, in one sentence. Raises NotMeasured."""
     found = effects(run)
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in (GAINS, LOSES, NULL, FEW)}
-    yield (
+    return (
         f"Of {len(found)} programs and loads, {counts[GAINS]} gain by rseq, {counts[LOSES]} lose and {counts[NULL]} show "
         f"no difference; {counts[FEW]} were run too seldom for a verdict."
     )
+
+
+def _lines(run: StudyRun) -> Iterator[str]:
+    found = effects(run)
+    yield in_short(run)
     yield (
         f"With {len(found)} intervals of 95 %, {0.05 * len(found):.1f} would exclude 1 by chance alone; a gain or a "
         "loss must also be larger than what the same thing measured twice differs by."
