@@ -68,7 +68,9 @@ def list_(
         shown = ("kernel " + one["series"], one["image"] if one["state"] == "given" else one["release"])
         table.add_row(one["state"], *map(escape, shown), one["arch"])
     for one in document["libcs"]:
-        table.add_row(one["state"], escape(one["name"]), escape(one["package"].partition(" ")[2]), one["arch"])
+        table.add_row(
+            one["state"], escape(one["name"]), escape(one["package"].partition(" ")[2]), one["arch"]
+        )
     out.print(table)
     out.print(
         f"Cache: {escape(document['cache']['folder'])}, {_mib(document['cache']['bytes'])}", soft_wrap=True
@@ -224,11 +226,8 @@ def run(
         raise UsageError("--kernel names images and --series those of the package source; give one of them.")
     experiments = _experiments(only or [], bool(images))
     kernels.choose(images or [], series or [], archs or [])
-    chosen = [kernels.of_image(path) for path in images or []]
-    if images and not (chosen := [one for one in chosen if one.arch in kernels.chosen_archs()]):
-        raise UsageError(
-            f"None of the images given with --kernel is for {' or '.join(kernels.chosen_archs())}."
-        )
+    one_arch = archs[0] if archs and len(set(archs)) == 1 else None
+    chosen = [kernels.of_image(path, one_arch) for path in images or []]
     wanted_archs = {one.arch for one in chosen} or set(kernels.chosen_archs())
     for arch in sorted(wanted_archs):
         if reason := boot.missing(arch):
@@ -305,4 +304,4 @@ def _gather(chosen_libcs: list[str], archs: list[str], offline: bool) -> None:
     if wanted or others:
         with _progress(stock.STEPS) as show:
             stock.fetch(wanted, others, show)
-    libcs.choose(chosen_libcs)
+    libcs.choose(chosen_libcs, offline)

@@ -1,6 +1,7 @@
 """Where kernels, libcs and images are kept: written to a temporary name, then renamed. Nothing half-written is found."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -49,6 +50,25 @@ def writing(output: Path) -> Iterator[Path]:
         yield partial
         output.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, output)
+
+
+_held = 0
+
+
+@contextmanager
+def lock() -> Iterator[None]:
+    """One process at a time fetches; another one waits, and then finds what this one fetched."""
+    global _held
+    if _held:
+        yield
+        return
+    with open(folder("partial").parent / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _held += 1
+        try:
+            yield
+        finally:
+            _held -= 1
 
 
 def into_place(made: Path, home: Path) -> None:
