@@ -44,12 +44,11 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
-    """A temporary name; what lies there when the block ends becomes ``output`` in one step."""
+    """A temporary name; the file or folder that lies there when the block ends becomes ``output`` in one step."""
     with scratch() as space:
         partial = space / output.name
         yield partial
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, output)
+        into_place(partial, output)
 
 
 _held = 0
@@ -72,9 +71,9 @@ def lock() -> Iterator[None]:
 
 
 def into_place(made: Path, home: Path) -> None:
-    """A finished folder becomes ``home`` in one step; what lay there before is replaced."""
+    """A finished file or folder becomes ``home`` in one step; what lay there before is replaced."""
     home.parent.mkdir(parents=True, exist_ok=True)
-    if home.exists():
+    if home.is_dir():  # a folder cannot be renamed over another
         os.replace(home, made.parent / "replaced")  # gone with the scratch
     os.replace(made, home)
 
