@@ -14,7 +14,6 @@ from pathlib import Path
 from rseqlab.errors import LabError
 from rseqlab.lab import compile
 
-
 LEFT_BEHIND_S = 24 * 3600
 
 
