@@ -152,7 +152,7 @@ def _children(pid: int) -> list[int]:
         found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-    return [one for one in found if b"-kernel" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [one for one in found if b"-initrd" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])

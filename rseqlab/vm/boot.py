@@ -15,6 +15,7 @@ import re
 import resource
 import selectors
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -236,7 +237,9 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
                 while waiting and (why := _fits(waiting[0], running)) is None:
                     guest = waiting.pop(0)
                     try:
-                        running.append(_Running(guest, selector, accel(guest)))
+                        how = accel(guest)
+                        with _uninterrupted():
+                            running.append(_Running(guest, selector, how))
                     except OSError as error:
                         name = QEMU[guest.kernel.arch]
                         yield guest, _refused(guest, f"{name} did not start: {error.strerror}")
@@ -293,8 +296,19 @@ def _refused(guest: Guest, why: str) -> Outcome:
     return Outcome("refused", why, 0.0, "tcg", qemu, Path(os.devnull))
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block ends: Python loses one that comes while it forks with a preexec_fn."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _in_the_child(parent: int) -> None:
     """Before QEMU is executed: it dies with us, and writes no file beyond its own few words."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     child.die_with_parent()
     resource.setrlimit(resource.RLIMIT_FSIZE, (QEMU_WORDS_BYTES, QEMU_WORDS_BYTES))
     if os.getppid() != parent:  # it was gone before we asked
@@ -349,7 +363,8 @@ class _Running:
             self._close(pipe)
 
     def _close(self, pipe: int) -> None:
-        self.selector.unregister(pipe)
+        with contextlib.suppress(KeyError, ValueError):  # the selector may be closed before the guest is
+            self.selector.unregister(pipe)
         os.close(pipe)
         del self.pipes[pipe]
 
