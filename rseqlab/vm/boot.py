@@ -9,10 +9,10 @@ needed. What init has to write there is in ``c/guest.h``.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import re
+import resource
 import selectors
 import shutil
 import signal
@@ -26,12 +26,14 @@ from functools import cache as once
 from pathlib import Path
 
 from rseqlab.errors import LabError
-from rseqlab.vm import cache
+from rseqlab.lab import child
+from rseqlab.vm import cache, image
 from rseqlab.vm.kernels import Kernel
 
 QEMU = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
 GUEST_H = Path(__file__).parent / "c" / "guest.h"
 CONSOLE_LIMIT_BYTES = 1 << 20
+QEMU_WORDS_BYTES = 16 << 20
 OWN_MEMORY_MIB = 200
 """What QEMU itself takes beside the guest's memory."""
 
@@ -41,6 +43,7 @@ END = re.compile(rb"\nRSEQLAB-END (\d{1,12}) ([0-9a-f]{8})\n\Z")
 FRAME_BYTES = 256
 """What the marks around the results may take."""
 
+PATIENCE = 3
 ENOSYS = 38
 STATUSES = ("done", "panic", "hang", "no boot", "refused", "bad results")
 
@@ -58,6 +61,7 @@ class Guest:
     append: tuple[str, ...] = ()
     """More words of the kernel's command line; NAME=value without a dot reaches init's environment."""
     timeout_s: float = 60
+    """Of its own time: what it waited for a core while others ran is not counted, up to PATIENCE times as much."""
     results_limit_bytes: int = 8 << 20
 
 
@@ -102,7 +106,9 @@ def rows(outcome: Outcome) -> list[dict]:
 
 
 def _plain(value: object) -> bool:
-    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value.isprintable())
+    if isinstance(value, int | float):
+        return abs(value) < 1 << 64  # neither infinite nor a number of thousands of digits
+    return value is None or (isinstance(value, str) and value.isprintable())
 
 
 def _printable(text: str) -> str:
@@ -129,20 +135,66 @@ def missing(arch: str | None = None) -> str | None:
 
 
 def accel(guest: Guest) -> str:
-    """kvm where it was seen to work for this guest's architecture; tcg otherwise, and always to count."""
-    return "tcg"
+    """kvm where it was seen to boot a kernel of this architecture; tcg otherwise, and always to count."""
+    if guest.icount or guest.kernel.arch != os.uname().machine:
+        return "tcg"
+    return "tcg" if kvm_refusal(guest.kernel) else "kvm"
 
 
-def command(guest: Guest, results_fd: int) -> list[str]:
-    """What starts the guest: console on standard output, results on the file descriptor."""
-    kernel, how = guest.kernel, accel(guest)
+KVM_TIMEOUT_S = 20
+KVM_SIGN = b"Kernel panic"
+"""An image with an init that cannot be executed: a kernel that boots says so and panics."""
+
+
+def kvm_refusal(kernel: Kernel) -> str | None:
+    """Why KVM is not used, or None where it booted a kernel. The device file proves nothing: a kernel is tried.
+
+    Tried once for each boot of this machine and version of QEMU; the answer lies in the cache.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm cannot be opened"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    tried = f"{boot_id} {kernel.arch} {qemu_version(kernel.arch)}"
+    record = cache.folder("kvm") / "tried.json"
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(record.read_text())
+        if known["tried"] == tried:
+            return known["refusal"]
+    refusal = _try_kvm(kernel)
+    with cache.writing(record) as partial:
+        partial.write_text(json.dumps({"tried": tried, "refusal": refusal}))
+    return refusal
+
+
+def _try_kvm(kernel: Kernel) -> str | None:
+    guest = Guest(
+        kernel, image.root(kernel.arch, {"/init": b""}, "/init"), memory_mib=256, timeout_s=KVM_TIMEOUT_S
+    )
+    with selectors.DefaultSelector() as selector:
+        running = _Running(guest, selector, "kvm")
+        try:
+            while not running.ended():
+                for key, _ in selector.select(max(0.0, running.deadline - time.monotonic())):
+                    key.data()
+            booted = KVM_SIGN in running.console
+            _, reason = running.judged()
+        finally:
+            running.kill()
+    return None if booted else f"KVM is there but boots no kernel: {reason}"
+
+
+def command(guest: Guest, results_fd: int, how: str) -> list[str]:
+    """What starts the guest by ``how`` (tcg, kvm): console on standard output, results on the file descriptor."""
+    kernel = guest.kernel
     append = ["quiet", "panic=-1"]
     if kernel.arch == "x86_64":
         machine = ["-cpu", "max" if how == "tcg" else "host"]
         results = ["-serial", "chardev:results"]
         append += ["console=ttyS0", "RSEQLAB_PORT=/dev/ttyS1"]
     else:
-        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on" if how == "tcg" else "host"]
+        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on"]
+        if how == "kvm":
+            machine = ["-M", "virt,gic-version=host", "-cpu", "host"]
         results = ["-device", "pci-serial,chardev=results"]
         append += ["console=ttyAMA0", "RSEQLAB_PORT=/dev/ttyS0"]
     if guest.icount:
@@ -185,21 +237,23 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
                 while waiting and (why := _fits(waiting[0], running)) is None:
                     guest = waiting.pop(0)
                     try:
-                        running.append(_Running(guest, selector))
+                        how = accel(guest)
+                        with _uninterrupted():
+                            running.append(_Running(guest, selector, how))
                     except OSError as error:
-                        yield (
-                            guest,
-                            _refused(guest, f"{QEMU[guest.kernel.arch]} did not start: {error.strerror}"),
-                        )
-                if waiting and not running:
-                    yield waiting[0], _refused(waiting.pop(0), why)
+                        name = QEMU[guest.kernel.arch]
+                        yield guest, _refused(guest, f"{name} did not start: {error.strerror}")
+                if waiting and not running:  # there is nothing whose end would make room for it
+                    guest = waiting.pop(0)
+                    yield guest, _refused(guest, why)
                     continue
                 deadline = min((one.deadline for one in running), default=0.0)
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                     key.data()
                 for one in [one for one in running if one.ended()]:
+                    outcome = one.outcome()
                     running.remove(one)
-                    yield one.guest, one.outcome()
+                    yield one.guest, outcome
     finally:
         for one in running:
             one.kill()
@@ -208,7 +262,7 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
 def _fits(guest: Guest, running: Sequence["_Running"]) -> str | None:
     """None where the guest may start beside these now, or why not."""
     if reason := missing(guest.kernel.arch):
-        return None if running else reason
+        return reason
     cores = len(os.sched_getaffinity(0))
     if running and sum(min(one.guest.cpus, cores) for one in running) + min(guest.cpus, cores) > cores:
         return "the cores are taken"
@@ -238,23 +292,38 @@ def available_mib() -> int:
 
 
 def _refused(guest: Guest, why: str) -> Outcome:
-    name = QEMU[guest.kernel.arch]
-    return Outcome(
-        "refused", why, 0.0, accel(guest), f"{name} {qemu_version(guest.kernel.arch)}", Path(os.devnull)
-    )
+    qemu = f"{QEMU[guest.kernel.arch]} {qemu_version(guest.kernel.arch)}"
+    return Outcome("refused", why, 0.0, "tcg", qemu, Path(os.devnull))
 
 
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the block ends: Python loses one that comes while it forks with a preexec_fn."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _in_the_child(parent: int) -> None:
+    """Before QEMU is executed: it dies with us, and writes no file beyond its own few words."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    child.die_with_parent()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (QEMU_WORDS_BYTES, QEMU_WORDS_BYTES))
     if os.getppid() != parent:  # it was gone before we asked
         os._exit(1)
+
+
+def _end(results: bytearray) -> re.Match | None:
+    return END.search(results, max(0, len(results) - FRAME_BYTES))
 
 
 class _Running:
     """One QEMU process and what has come from it so far."""
 
-    def __init__(self, guest: Guest, selector: selectors.BaseSelector):
-        self.guest, self.selector = guest, selector
+    def __init__(self, guest: Guest, selector: selectors.BaseSelector, how: str):
+        self.guest, self.selector, self.accel = guest, selector, how
         self.started = time.monotonic()
         self.deadline = self.started + guest.timeout_s
         self.results, self.console = bytearray(), bytearray()
@@ -266,13 +335,13 @@ class _Running:
         parent = os.getpid()
         try:
             self.process = subprocess.Popen(
-                command(guest, results_write),
+                command(guest, results_write, how),
                 stdin=subprocess.DEVNULL,
                 stdout=console_write,
                 stderr=self.qemu_words,
                 pass_fds=(results_write,),
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: _in_the_child(parent),
             )
         except BaseException:
             os.close(results_read)
@@ -294,7 +363,8 @@ class _Running:
             self._close(pipe)
 
     def _close(self, pipe: int) -> None:
-        self.selector.unregister(pipe)
+        with contextlib.suppress(KeyError, ValueError):  # the selector may be closed before the guest is
+            self.selector.unregister(pipe)
         os.close(pipe)
         del self.pipes[pipe]
 
@@ -308,14 +378,14 @@ class _Running:
                 "bad results",
                 f"the guest wrote more than the {limit:,} bytes that its results may have",
             )
-        elif END.search(self.results, max(0, len(self.results) - FRAME_BYTES)):
+        elif _end(self.results):
             self.verdict = self._checked()
 
     def _checked(self) -> tuple[str, str | None]:
         """The verdict on complete results."""
         begin, end = (
             BEGIN.match(self.results),
-            END.search(self.results, max(0, len(self.results) - FRAME_BYTES)),
+            _end(self.results),
         )
         if not begin:
             return "bad results", "what the guest wrote does not begin with the mark of guest.h"
@@ -352,7 +422,18 @@ class _Running:
         """Whether there is nothing more to wait for."""
         if self.verdict and self.verdict[0] != "panic":
             return True
+        if self.pipes and time.monotonic() >= self.deadline and not self.verdict:
+            waited_s = min(self._waited_s(), PATIENCE * self.guest.timeout_s)
+            self.deadline = self.started + self.guest.timeout_s + waited_s
         return not self.pipes or time.monotonic() >= self.deadline
+
+    def _waited_s(self) -> float:
+        """How long it was ready to run and had no core: on a busy machine that is no sign of a hang."""
+        waited_ns = [0]
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                waited_ns.append(int((task / "schedstat").read_text().split()[1]))
+        return max(waited_ns) / 1e9
 
     def kill(self) -> None:
         """End it now; a guest has nothing that would be lost."""
@@ -362,36 +443,38 @@ class _Running:
             self.process.kill()
         self.process.wait()
 
-    def outcome(self) -> Outcome:
-        """The verdict; the process is ended first."""
-        seconds = time.monotonic() - self.started
+    def judged(self) -> tuple[str, str | None]:
+        """Status and reason; the process is ended first."""
         in_time = not self.pipes
         if in_time:  # it closed its ends, so it is about to end by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5)
         code = self.process.poll()
         self.kill()
-        begin = BEGIN.match(self.results)
-        status, reason = self.verdict or self._unfinished(begin is not None, in_time, code)
+        return self.verdict or self._unfinished(in_time, code)
+
+    def outcome(self) -> Outcome:
+        """All that is known of this boot, which is over."""
+        seconds = time.monotonic() - self.started
+        status, reason = self.judged()
+        begin, end = BEGIN.match(self.results), _end(self.results)
+        content, unfinished = b"", bytes(self.results[begin.end() if begin else 0 :])
+        if status == "done":
+            content, unfinished = bytes(self.results[begin.end() : end.start()]), b""
         console = self._keep_console()
-        if reason:
-            reason += f"; console: {console}"
-        complete = status == "done"
-        end = END.search(self.results, max(0, len(self.results) - FRAME_BYTES))
-        content = bytes(self.results[begin.end() : end.start()]) if complete else b""
         return Outcome(
             status,
-            reason,
+            f"{reason}; console: {console}" if reason else None,
             seconds,
-            accel(self.guest),
+            self.accel,
             f"{QEMU[self.guest.kernel.arch]} {qemu_version(self.guest.kernel.arch)}",
             console,
             content,
-            b"" if complete else bytes(self.results[begin.end() if begin else 0 :]),
+            unfinished,
             int(begin[1]) != ENOSYS if begin else None,
         )
 
-    def _unfinished(self, began: bool, in_time: bool, code: int | None) -> tuple[str, str]:
+    def _unfinished(self, in_time: bool, code: int | None) -> tuple[str, str]:
         self.qemu_words.seek(0)
         words = _printable(self.qemu_words.read(2000).decode(errors="replace").strip().rpartition("\n")[2])[
             :300
@@ -405,8 +488,8 @@ class _Running:
             if self.results:
                 return "bad results", "the guest ended before its results were complete"
             return "no boot", f"the guest ended before init wrote anything{': ' + words if words else ''}"
-        limit = f"{self.guest.timeout_s:g} s"
-        if began:
+        limit = f"{time.monotonic() - self.started:.0f} s"
+        if BEGIN.match(self.results):
             return "hang", f"init had begun and was not done after {limit}"
         if self.results:
             return (
