@@ -25,8 +25,11 @@ REGISTRATIONS = ("none", "32 bytes", "extended")
 SECTIONS = ("null", "elsewhere", "inside")
 CALIBRATION_INSTRUCTIONS = 6
 REPEATS = 3
-ROWS = REPEATS * (1 + 4 * (1 + 3 + 3) + 23)
-"""Rows of a boot of a kernel that takes extended registrations."""
+ROWS = {
+    arch: REPEATS * (1 + 4 * (1 + 3 + 3) + operations)
+    for arch, operations in {"x86_64": 23, "aarch64": 25}.items()
+}
+"""Rows of a boot: the calibration, each measure by registration and section, the operations."""
 
 
 def guest(kernel: Kernel) -> boot.Guest:
@@ -48,7 +51,7 @@ def plan(profile: str) -> list[Part]:
     return [
         Part(
             f"boot-{number}",
-            ROWS * len(usable),
+            sum(ROWS[kernel.arch] for kernel in usable),
             2 * TIMEOUT_S,
             arguments={"boot": number, "kernels": [guests.argument(kernel) for kernel in usable]},
         )

@@ -33,7 +33,7 @@ def plan(_: str) -> list[Part]:
     return [
         Part(
             "guests",
-            sum(matrix.expected(of_arch[kernel.arch]) for kernel in usable),
+            sum(matrix.expected(kernel, of_arch[kernel.arch]) for kernel in usable),
             TIMEOUT_S,
             arguments={
                 "kernels": [guests.argument(kernel) for kernel in usable],

@@ -49,6 +49,9 @@ QUESTIONS = (
 ROWS = {"libc": 69, "self-32": 75, "self-extended": 75, "none": 60, "no rseq": 7}
 """Answers of a run of the probe in each mode, and of one under a libc that registers nothing."""
 
+PTRACE_SINCE = (5, 13)
+"""Before, the kernel cannot be asked what libc registered, and two attempts that need it are not made."""
+
 ENOTSUPP = 524
 """Linux' own, not of POSIX: what a kernel answers that knows a command and was built without it."""
 
@@ -93,10 +96,13 @@ def libc_of(values: Mapping) -> Libc:
     )
 
 
-def expected(libcs: Sequence[Libc]) -> int:
-    """How many rows a guest will hand over, near enough for a progress bar."""
+def expected(kernel: Kernel, libcs: Sequence[Libc]) -> int:
+    """How many rows a guest will hand over."""
+    unasked = 2 if tuple(map(int, kernel.series.split("."))) < PTRACE_SINCE else 0
     return sum(
-        ROWS["no rseq" if mode == "libc" and not _registers(libc) else mode]
+        ROWS["no rseq"]
+        if mode == "libc" and not _registers(libc)
+        else ROWS[mode] - (unasked if mode == "libc" else 0)
         for libc in libcs
         for mode in MODES
     )
