@@ -68,7 +68,7 @@ def measure(task: Task) -> Iterator[dict]:
     """Rows of every guest; one that did not finish is a row that says so."""
     kernels = [guests.kernel(values) for values in task.arguments["kernels"]]
     finished, last = 0, None
-    for one, outcome in boot.boot_all([guest(kernel) for kernel in kernels]):
+    for one, outcome in guests.boot_all([guest(kernel) for kernel in kernels]):
         try:
             found = list(checked(outcome)) if outcome.status == "done" else []
             last = guests.why(outcome)

@@ -127,7 +127,14 @@ def guest(kernel: Kernel, libcs: Sequence[Libc]) -> boot.Guest:
         },
         "/matrix",
     )
-    return boot.Guest(kernel, root, cpus=2, timeout_s=TIMEOUT_S, results_limit_bytes=LARGEST_BYTES)
+    return boot.Guest(
+        kernel,
+        root,
+        cpus=2,
+        append=guests.STEADY_CLOCK[kernel.arch],
+        timeout_s=TIMEOUT_S,
+        results_limit_bytes=LARGEST_BYTES,
+    )
 
 
 def answers(outcome: boot.Outcome, libcs: Sequence[str]) -> list[Answer]:
@@ -258,7 +265,7 @@ def _stepped(values: Iterable[int]) -> str:
 
 def rows(kernels: Sequence[Kernel], libcs: Mapping[str, Sequence[Libc]]) -> Iterator[dict]:
     """Every answer of every guest as a row; a guest that did not finish is a row that says how it ended."""
-    for one, outcome in boot.boot_all([guest(kernel, libcs[kernel.arch]) for kernel in kernels]):
+    for one, outcome in guests.boot_all([guest(kernel, libcs[kernel.arch]) for kernel in kernels]):
         yield from guest_rows(one.kernel, outcome, libcs[one.kernel.arch])
 
 
