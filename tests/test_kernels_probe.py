@@ -9,11 +9,9 @@ import pytest
 from rseqlab.experiments import kernel_costs, kernel_cpus, kernel_matrix
 from rseqlab.lab import runner
 from rseqlab.lab.bundle import Bundle
-from rseqlab.lab.experiment import Task
 from rseqlab.study import claims, kernel_figures, kernels, notebook
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.vm import boot, matrix
-from rseqlab.vm import guests as shared
 from rseqlab.vm import kernels as images
 from rseqlab.vm.guests import GuestError
 
@@ -110,23 +108,6 @@ def test_counts_agree_within_the_mark_and_the_clock_counts(run):
         ]
         assert len(values) == kernel_costs.REPEATS
         assert max(values) / min(values) < 1 + kernels.MARK_PERCENT / 100, measure
-
-
-def test_a_counted_guest_counts_the_same_in_a_second_boot(run, guests):
-    kernel = images.find("newest", "x86_64")
-    arguments = {"boot": 2, "kernels": [shared.argument(kernel)]}
-    again = list(kernel_costs.measure(Task(arguments, frozenset())))
-    first = run.bundle.tables["kernel-costs"]
-    cell = ("system-call", "32 bytes", "null")
-    one, two = (
-        [
-            row["instructions_per_turn"]
-            for row in rows
-            if (row["measure"], row["registration"], row["section"]) == cell
-        ]
-        for rows in (first, again)
-    )
-    assert max(one + two) / min(one + two) < 1 + kernels.MARK_PERCENT / 100
 
 
 def test_a_sections_abort_is_seen_in_the_counts(run):
