@@ -1,16 +1,19 @@
 """The probe and the counts in real guests on both architectures, what a hostile guest may not do, and what is told of rows."""
 
+import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from rseqlab.experiments import kernel_costs, kernel_cpus, kernel_matrix
+from rseqlab.lab import bundle as bundles
 from rseqlab.lab import runner
 from rseqlab.lab.bundle import Bundle
 from rseqlab.study import claims, kernel_figures, kernels, notebook
-from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.run import NotMeasured, StudyRun, open_run, reference_runs
 from rseqlab.vm import boot, matrix
 from rseqlab.vm import kernels as images
 from rseqlab.vm.guests import GuestError
@@ -20,7 +23,7 @@ SERIES = ("6.1", "newest")
 
 @pytest.fixture(scope="module")
 def bundle(guests, tmp_path_factory) -> Path:
-    """A run of the matrix on two kernels of both architectures, and of the counts on one of them."""
+    """A run of the matrix on two kernels of both architectures, of the counts and the smallest of the many CPUs on one."""
     folder = tmp_path_factory.mktemp("run") / "kernels"
     before = dict(os.environ)
     try:
@@ -28,6 +31,9 @@ def bundle(guests, tmp_path_factory) -> Path:
         runner.run([kernel_matrix.EXPERIMENT], "quick", folder, False, lambda *_: None)
         images.choose(series=["newest"], archs=["x86_64"])
         runner.run([kernel_costs.EXPERIMENT], "quick", folder, True, lambda *_: None)
+        kernel_cpus.CPUS["quick"], whole = kernel_cpus.CPUS["quick"][:1], kernel_cpus.CPUS["quick"]
+        runner.run([kernel_cpus.EXPERIMENT], "quick", folder, True, lambda *_: None)
+        kernel_cpus.CPUS["quick"] = whole
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -132,11 +138,47 @@ def test_tables_figures_and_claims_show_rows_and_what_is_missing(run):
     assert newest in repr(kernels.headline(run))
     assert "agree within" in repr(kernels.repeats(run))
     assert "aria-label" in kernel_figures.switch_cost(run).svg
-    for missing in (kernel_figures.ids(run), kernel_figures.memory(run), kernels.ids(run)):
-        assert isinstance(missing, NotMeasured)
     judged = {one.claim.id: one.finding for one in claims.judge(run, "K01", "K03", "K04", "K06")}
-    assert judged["K03"].verdict == claims.NOT_MEASURED
-    assert {judged[name].verdict for name in ("K01", "K04", "K06")} <= {claims.HOLDS, claims.FAILS}
+    assert {finding.verdict for finding in judged.values()} <= {claims.HOLDS, claims.FAILS}
+
+
+def test_ids_of_a_small_guest_are_rows_and_the_rest_is_drawn_as_computed(run):
+    rows = run.bundle.tables["kernel-cpus"]
+    assert [row["threads"] for row in rows] == list(kernel_cpus.THREADS)
+    assert all(row["reason"] is None and row["mm_cids"] <= row["cpus"] == 2 for row in rows)
+    assert "aria-label" in kernel_figures.ids(run).svg and len(kernels.ids(run).frame) == len(rows)
+    shown = kernel_figures.memory(run).numbers
+    assert set(shown["kind"]) == {"measured", "computed"}
+    assert shown["cpus"].max() == kernel_figures.DRAWN_CPUS
+    assert set(shown.loc[shown["kind"] == "measured", "cpus"]) == {2}
+    assert isinstance(kernel_figures.memory(run, 3), NotMeasured)
+
+
+def test_every_part_has_an_id_that_a_bundle_takes(guests, monkeypatch):
+    form = re.compile(bundles.schema("run")["properties"]["experiments"]["additionalProperties"]["properties"]["parts"]["propertyNames"]["pattern"])
+    for series in (images.SERIES, ("9.9",)):
+        monkeypatch.setenv(images.CHOSEN_SERIES, os.pathsep.join(series))
+        for experiment in (kernel_matrix, kernel_costs, kernel_cpus):
+            parts = experiment.plan("full")
+            assert parts and all(form.fullmatch(part.id) for part in parts)
+            assert len({part.id for part in parts}) == len(parts)
+            assert all("kernels fetch" in part.skip for part in parts if part.skip)
+
+
+def test_without_a_run_of_guests_everything_says_so():
+    reference = open_run(reference_runs()[-1])
+    if "kernels" in reference.others:
+        reference = dataclasses.replace(reference, others={})
+    shown = (
+        kernels.compatibility,
+        kernels.counted,
+        kernels.headline,
+        kernels.ids,
+        kernel_figures.switch_cost,
+    )
+    assert all(isinstance(one(reference), NotMeasured) for one in (*shown, kernel_figures.memory))
+    (judged,) = claims.judge(reference, "K01")
+    assert judged.finding.verdict == claims.NOT_MEASURED
 
 
 def test_the_notebook_runs_on_such_a_run(bundle):

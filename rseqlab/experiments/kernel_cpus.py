@@ -48,7 +48,7 @@ def plan(profile: str) -> list[Part]:
     usable, skipped = guests.usable("cpus", series=with_mm_cid())
     return [
         Part(
-            f"{cpus}-cpus-{kernel.series}-{kernel.arch}".replace("_", "-"),
+            guests.part_id(cpus, "cpus", kernel.release, kernel.arch),
             len(THREADS),
             2 * TIMEOUT_S[cpus] + 60,
             arguments={"cpus": cpus, "kernel": guests.argument(kernel)},

@@ -1,5 +1,6 @@
 """What the experiments with guests share: a kernel as a part's argument, what is not here, what a guest may say."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,7 +77,12 @@ def usable(*names: str, series: Sequence[str] = ()) -> tuple[list[Kernel], list[
 
 
 def _skipped(series: str, arch: str, reason: str | None) -> Part:
-    return Part(f"{series}-{arch}".replace("_", "-"), 0, 1, skip=reason)
+    return Part(part_id(series, arch), 0, 1, skip=reason)
+
+
+def part_id(*words: object) -> str:
+    """A part's id as a bundle allows it."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(map(str, words)).lower()).strip("-")[:60]
 
 
 def boot_all(wanted: Sequence[boot.Guest]) -> Iterator[tuple[boot.Guest, boot.Outcome]]:
