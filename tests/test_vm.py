@@ -1,5 +1,6 @@
 """Kernels in QEMU: what is fetched, what boots, and what a hostile guest, image or package source can do."""
 
+import functools
 import json
 import os
 import shutil
@@ -151,7 +152,7 @@ def _children(pid: int) -> list[int]:
         found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-    return [one for one in found if "qemu-system" in Path(f"/proc/{one}/cmdline").read_text()]
+    return [one for one in found if b"-kernel" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
@@ -159,7 +160,10 @@ def test_no_guest_outlives_the_lab(guests, number, code):
     """Interrupted, and killed, while a guest boots."""
     given = kernels.find("6.1", "x86_64").image
     command = [*COMMAND, "run", "--kernel", str(given), "--offline"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell that starts the tests in the background has them ignore SIGINT, and so would what they start.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes, preexec_fn=heed) as process:
         deadline = time.monotonic() + 60
         while not (running := _children(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)
