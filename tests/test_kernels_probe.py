@@ -155,7 +155,11 @@ def test_ids_of_a_small_guest_are_rows_and_the_rest_is_drawn_as_computed(run):
 
 
 def test_every_part_has_an_id_that_a_bundle_takes(guests, monkeypatch):
-    form = re.compile(bundles.schema("run")["properties"]["experiments"]["additionalProperties"]["properties"]["parts"]["propertyNames"]["pattern"])
+    form = re.compile(
+        bundles.schema("run")["properties"]["experiments"]["additionalProperties"]["properties"]["parts"][
+            "propertyNames"
+        ]["pattern"]
+    )
     for series in (images.SERIES, ("9.9",)):
         monkeypatch.setenv(images.CHOSEN_SERIES, os.pathsep.join(series))
         for experiment in (kernel_matrix, kernel_costs, kernel_cpus):
