@@ -37,7 +37,7 @@ def guest(kernel: Kernel, cpus: int) -> boot.Guest:
         kernel,
         root,
         cpus=cpus,
-        append=(programs.RSEQ_OFF,),
+        append=(programs.RSEQ_OFF, *guests.STEADY_CLOCK[kernel.arch]),
         timeout_s=TIMEOUT_S[cpus],
         results_limit_bytes=LARGEST_BYTES,
     )
@@ -48,9 +48,9 @@ def plan(profile: str) -> list[Part]:
     usable, skipped = guests.usable("cpus", series=with_mm_cid())
     return [
         Part(
-            f"{cpus}-cpus-{kernel.series}-{kernel.arch}".replace("_", "-"),
+            guests.part_id(cpus, "cpus", kernel.release, kernel.arch),
             len(THREADS),
-            TIMEOUT_S[cpus] + 60,
+            2 * TIMEOUT_S[cpus] + 60,
             arguments={"cpus": cpus, "kernel": guests.argument(kernel)},
         )
         for cpus in CPUS[profile]
@@ -61,7 +61,7 @@ def plan(profile: str) -> list[Part]:
 def measure(task: Task) -> Iterator[dict]:
     """A row for each number of threads; where the guest did not finish, rows that say so."""
     kernel, cpus = guests.kernel(task.arguments["kernel"]), task.arguments["cpus"]
-    outcome = boot.boot(guest(kernel, cpus))
+    ((_, outcome),) = guests.boot_all([guest(kernel, cpus)])
     same = guests.about(kernel) | {"cpus": cpus, "qemu": guests.printable(outcome.qemu)}
     reason, found = None, {}
     if outcome.status == "done":

@@ -20,7 +20,7 @@ def plan(_: str) -> list[Part]:
     of_arch = {arch: libcs.chosen_libcs(arch) for arch in guests.ARCHS}
     skipped += [
         Part(
-            f"{name}-{arch}".replace("_", "-"),
+            guests.part_id(name, arch),
             0,
             1,
             skip=f"{name} for {arch} is not here; get it with: rseqlab kernels fetch",
@@ -33,7 +33,7 @@ def plan(_: str) -> list[Part]:
     return [
         Part(
             "guests",
-            sum(matrix.expected(of_arch[kernel.arch]) for kernel in usable),
+            sum(matrix.expected(kernel, of_arch[kernel.arch]) for kernel in usable),
             TIMEOUT_S,
             arguments={
                 "kernels": [guests.argument(kernel) for kernel in usable],

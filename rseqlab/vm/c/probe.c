@@ -969,7 +969,8 @@ static void state(void)
 	row_number("state", "membarrier commands", "number", CALL3(membarrier, MEMBARRIER_QUERY, 0, 0));
 }
 
-static void unregistered_thread(void)
+/* What a first registration may be; where libc was first, that nothing is. */
+static void registering(void)
 {
 	const uint32_t extended = feature_size > ORIGINAL ? (uint32_t)feature_size : ORIGINAL + 1;
 	char name[] = "bit   ";
@@ -990,6 +991,10 @@ static void unregistered_thread(void)
 	attempt("address", "unmapped, at 1 MiB", address, 1 << 20);
 	attempt("address", "kernel half", address, (long)(1ul << 63));
 	attempt("address", "read-only page", read_only_page, 0);
+}
+
+static void unregistered_thread(void)
+{
 	attempt("unregister", "nothing registered", unregister_nothing, 0);
 	attempt("deduced", "librseq's first thread: registers 32, unregisters what later threads register",
 		librseq_first_thread, 0);
@@ -1123,6 +1128,8 @@ __attribute__((used, visibility("hidden"))) void begin(long *stack)
 		leave_program(2);
 	}
 	any_thread();
+	if (!length || by_libc)
+		registering();
 	if (length)
 		registered_thread();
 	else
