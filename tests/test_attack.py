@@ -1,5 +1,6 @@
 """The sections under attack, and wrong sections that the same attack must find out."""
 
+import os
 import re
 import signal
 import subprocess
@@ -7,14 +8,15 @@ from pathlib import Path
 
 import programs
 import pytest
-from conftest import require_or_skip
+from conftest import PATIENCE, require_or_skip
 
 from rseqlab import host
 from rseqlab.lab import probe
 from rseqlab.lab.compile import build
 
 THREADS = (1, 2, 4, 16)
-OPERATIONS = 600_000
+OPERATIONS = int(os.environ.get("RSEQLAB_ATTACK_OPERATIONS", 600_000))
+"""Of each thread in one attack. Fewer make an attack shorter, not the test easier: it goes on to as many aborts."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,7 +24,7 @@ def _registration():
     require_or_skip(probe.kernel_refusal() is None, "rseq registration", str(probe.kernel_refusal()))
 
 
-def attack(program: Path, threads: int, by: str, seed: int = 1, timeout_s: float = 150):
+def attack(program: Path, threads: int, by: str, seed: int = 1, timeout_s: float = 150 * PATIENCE):
     """How the attack ended. One that comes to no end (corrupted links may go in circles) has no zero either."""
     command = [str(program), str(threads), str(OPERATIONS), by, str(seed)]
     try:

@@ -13,9 +13,20 @@ from rseqlab.vm import boot, kernels, packages, python_image
 from rseqlab.vm.guest_suite import TESTS
 
 ARCH = python_image.ARCH
-FILES = ("test_rseq.py", "test_percpu.py", "test_attack.py", "test_native.py", "test_abi.py", "test_layout.py")
+FILES = (
+    "test_rseq.py",
+    "test_percpu.py",
+    "test_attack.py",
+    "test_native.py",
+    "test_abi.py",
+    "test_layout.py",
+)
 SERIES = {"quick": ("newest",), "full": ("6.12", "newest")}
 """The oldest kernel whose area has mm_cid among the default set, and the newest one."""
+
+SETTINGS = ("RSEQLAB_ATTACK_OPERATIONS=300000", "RSEQLAB_TEST_PATIENCE=4")
+"""Environment of the tests: short attacks and long deadlines, as emulation takes its time. What the tests assert
+stays the same."""
 
 CPUS, MEMORY_MIB = 2, 1536
 TIMEOUT_S = {"quick": 900, "full": 1500}
@@ -71,7 +82,7 @@ def measure(task: Task) -> Iterator[dict]:
         initrd,
         cpus=CPUS,
         memory_mib=MEMORY_MIB,
-        append=(f"{TESTS}={','.join(tests)}",),
+        append=(f"{TESTS}={','.join(tests)}", *SETTINGS),
         timeout_s=task.arguments["timeout_s"],
     )
     outcome = boot.boot(guest)
@@ -89,16 +100,22 @@ def checked(rows: list[dict]) -> tuple[dict, list[dict]]:
     The guest is not trusted, and a suite that broke off must not look like one that passed.
     """
     if len(rows) < 3 or rows[0].get("kind") != "guest" or rows[-1].get("kind") != "end":
-        raise Failed(f"A guest wrote {len(rows)} rows that do not begin with what it is and end with how it ended.")
+        raise Failed(
+            f"A guest wrote {len(rows)} rows that do not begin with what it is and end with how it ended."
+        )
     facts = _values(rows[0], GUEST)
     found = [_values(row, TEST) for row in rows[1:-1]]
     for row in found:
         if row["outcome"] not in OUTCOMES:
-            raise Failed(f"A guest says that {row['test']} {row['outcome']}; allowed are {', '.join(OUTCOMES)}.")
+            raise Failed(
+                f"A guest says that {row['test']} {row['outcome']}; allowed are {', '.join(OUTCOMES)}."
+            )
         if row["seconds_s"] < 0 or not row["test"]:
             raise Failed(f"A guest's row has no test's name or a negative duration: {row}.")
         if (row["outcome"] == "passed") == bool(row["reason"]):
-            raise Failed(f"A guest says that {row['test']} {row['outcome']}, with the reason {row['reason']!r}.")
+            raise Failed(
+                f"A guest says that {row['test']} {row['outcome']}, with the reason {row['reason']!r}."
+            )
     if len({row["test"] for row in found}) != len(found):
         raise Failed("A guest reports a test twice.")
     failed = any(row["outcome"] == "failed" for row in found)
@@ -118,7 +135,9 @@ def _values(row: Mapping, shape: Mapping[str, type]) -> dict:
         value = values[name]
         wrong = not isinstance(value, kind) or isinstance(value, bool)
         if wrong or (isinstance(value, str) and len(value) > LONGEST_TEXT):
-            raise Failed(f"A guest's row has {name} {str(value)[:100]!r}, which is not what this column holds.")
+            raise Failed(
+                f"A guest's row has {name} {str(value)[:100]!r}, which is not what this column holds."
+            )
     return values
 
 
@@ -141,5 +160,12 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=("vm/guest_suite.py", "vm/python_image.py", "vm/crossbuild.py", "vm/boot.py", "vm/c/suite_init.c", "vm/c/guest.h"),
+    sources=(
+        "vm/guest_suite.py",
+        "vm/python_image.py",
+        "vm/crossbuild.py",
+        "vm/boot.py",
+        "vm/c/suite_init.c",
+        "vm/c/guest.h",
+    ),
 )

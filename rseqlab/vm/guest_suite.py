@@ -39,7 +39,11 @@ class Rows:
         """Called three times for each test (setup, call, teardown): the worst of them is the outcome."""
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         known = self.outcomes.get(report.nodeid)
-        if known is None or report.outcome == "failed" or (known[0] == "passed" and report.outcome == "skipped"):
+        if (
+            known is None
+            or report.outcome == "failed"
+            or (known[0] == "passed" and report.outcome == "skipped")
+        ):
             self.outcomes[report.nodeid] = (report.outcome, self._reason(report))
         if report.when == "teardown" or report.when not in ("setup", "call"):  # a worker that died says "???"
             outcome, reason = self.outcomes[report.nodeid]

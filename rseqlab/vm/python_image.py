@@ -111,7 +111,9 @@ def _digest(versions: Mapping[str, str]) -> str:
 
 
 def _read(home: Path) -> Python:
-    return Python(home / "root", home / "dev/usr/include", json.loads((home / "python.json").read_text())["versions"])
+    return Python(
+        home / "root", home / "dev/usr/include", json.loads((home / "python.json").read_text())["versions"]
+    )
 
 
 def _found() -> Python | None:
@@ -153,7 +155,9 @@ def _download(names: list[str], folder: Path) -> list[Path]:
     _apt(["download", *names], INSTALL_TIMEOUT_S, folder)
     found = sorted(folder.glob("*.deb"))
     if len(found) != len(names):
-        raise ImageError(f"apt brought {len(found)} of {len(names)} packages for the guest's Python; try again.")
+        raise ImageError(
+            f"apt brought {len(found)} of {len(names)} packages for the guest's Python; try again."
+        )
     return found
 
 
@@ -207,11 +211,16 @@ def build(files: tuple[str, ...], progress: Progress = quiet, fresh: bool = Fals
         for path in PACKAGE.rglob("*")
         if path.is_file() and path.suffix != ".so" and "__pycache__" not in path.parts
     }
-    content |= {f"lab/rseqlab/native/{name}": path for name, path in crossbuild.extensions(ARCH, found.include).items()}
+    content |= {
+        f"lab/rseqlab/native/{name}": path
+        for name, path in crossbuild.extensions(ARCH, found.include).items()
+    }
     content |= {f"lab/compiled/{name}": path for name, path in _programs(tests).items()}
     content |= {f"lab/tests/{name}": tests / name for name in (*TESTS, *files)}
     content |= {f"lab/tests/c/{path.name}": path for path in (tests / "c").glob("*.c")}
-    content["lab/pyproject.toml"] = project_root() / "pyproject.toml"  # pytest's settings, and it marks a checkout
+    content["lab/pyproject.toml"] = (
+        project_root() / "pyproject.toml"
+    )  # pytest's settings, and it marks a checkout
     made = image.root(ARCH, content, "init")
     progress("python image", 4, 4)
     return made
