@@ -1,6 +1,7 @@
 """Where kernels, libcs and images are kept: written to a temporary name, then renamed. Nothing half-written is found."""
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -43,14 +44,38 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
-    """A temporary name; what lies there when the block ends becomes ``output`` in one step."""
+    """A temporary name; the file or folder that lies there when the block ends becomes ``output`` in one step."""
     with scratch() as space:
         partial = space / output.name
         yield partial
-        if output.is_dir():  # somebody else made the same meanwhile
-            return
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, output)
+        into_place(partial, output)
+
+
+_held = 0
+
+
+@contextmanager
+def lock() -> Iterator[None]:
+    """One process at a time fetches; another one waits, and then finds what this one fetched."""
+    global _held
+    if _held:
+        yield
+        return
+    with open(folder("partial").parent / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _held += 1
+        try:
+            yield
+        finally:
+            _held -= 1
+
+
+def into_place(made: Path, home: Path) -> None:
+    """A finished file or folder becomes ``home`` in one step; what lay there before is replaced."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if home.is_dir():  # a folder cannot be renamed over another
+        os.replace(home, made.parent / "replaced")  # gone with the scratch
+    os.replace(made, home)
 
 
 @contextmanager
