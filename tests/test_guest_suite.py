@@ -11,12 +11,13 @@ import pytest
 from conftest import require_or_skip
 from elftools.elf.elffile import ELFFile
 
+from rseqlab.errors import LabError
 from rseqlab.experiments import kernel_suite
 from rseqlab.lab.child import Child, Failed
 from rseqlab.lab.experiment import measure_part
 from rseqlab.study import kernel_suite as shown
 from rseqlab.study.run import NotMeasured, open_run, reference_runs
-from rseqlab.vm import boot, guest_suite, packages, python_image
+from rseqlab.vm import boot, crossbuild, guest_suite, packages, python_image, stock
 
 AT_LEAST = {
     "test_rseq.py": 25,
@@ -40,12 +41,15 @@ MAY_SKIP = (
 def test_the_packages_own_tests_pass_on_a_real_arm64_kernel():
     unmet = kernel_suite.EXPERIMENT.unmet()
     require_or_skip(not unmet, "what a guest needs", "; ".join(unmet))
+    try:
+        stock.fetch([("newest", kernel_suite.ARCH)], [])
+        python_image.python()
+    except LabError as error:
+        require_or_skip(False, f"a kernel or the Python for guests ({error})", "try `rseqlab kernels fetch`")
     (part,) = kernel_suite.plan("quick")
     request = {"module": kernel_suite.__name__, "arguments": dict(part.arguments), "done": []}
     child = Child(measure_part, request, part.environment, part.timeout_s)
     rows = list(child)
-    if child.outcome.reason and "package source" in child.outcome.reason:
-        require_or_skip(False, "the package source", child.outcome.reason)
     assert child.outcome.status == "pass", child.outcome.reason
     assert not [row for row in rows if row["outcome"] == "failed"], rows
     assert {row["arch"] for row in rows} == {"aarch64"} and {row["cpus"] for row in rows} == {2}
@@ -149,8 +153,6 @@ def test_the_cross_built_extensions_are_stable_abi_for_aarch64():
     """As the guest gets them: every symbol of Python that they want is in the stable ABI, nothing of a libc newer than 2.34."""
     reason = python_image.missing() or packages.missing() or boot.missing("aarch64")
     require_or_skip(reason is None, "what a guest needs", str(reason))
-    from rseqlab.vm import crossbuild
-
     found = crossbuild.extensions("aarch64", python_image.python().include)
     assert set(found) == {"_core.abi3.so", "_own_tls.abi3.so"}
     for path in found.values():

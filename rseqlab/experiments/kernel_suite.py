@@ -6,6 +6,7 @@ is: an aarch64 kernel of the distribution in QEMU, Python and the cross-built ex
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import LINUX, Column, Experiment, Need, Part, Task
@@ -29,7 +30,7 @@ SETTINGS = ("RSEQLAB_ATTACK_OPERATIONS=300000", "RSEQLAB_TEST_PATIENCE=4")
 stays the same."""
 
 CPUS, MEMORY_MIB = 2, 1536
-TIMEOUT_S = {"quick": 900, "full": 1500}
+TIMEOUT_S = 900
 BUILD_TIMEOUT_S = 900
 """The first time the image and the kernel come from the archive."""
 
@@ -56,25 +57,35 @@ LONGEST_TEXT = 2000
 
 
 def plan(profile: str) -> list[Part]:
-    """One guest for each kernel; a choice of series by the user replaces the profile's."""
-    chosen = os.environ.get(kernels.CHOSEN_SERIES)
-    series = tuple(filter(None, chosen.split(","))) if chosen else SERIES[profile]
+    """One guest for each kernel; what the user chose (series, or images of his own) replaces the profile's."""
+    if os.environ.get(kernels.CHOSEN_KERNELS):
+        wanted = [
+            (one.release, {"image": str(one.image)}) for one in kernels.chosen_kernels() if one.arch == ARCH
+        ]
+    else:
+        series = kernels.chosen_series() if os.environ.get(kernels.CHOSEN_SERIES) else SERIES[profile]
+        wanted = [(one, {"series": one}) for one in series]
+    skip = (
+        None if ARCH in kernels.chosen_archs() else f"only {', '.join(kernels.chosen_archs())} was asked for"
+    )
     mirror = {packages.MIRROR: os.environ[packages.MIRROR]} if packages.MIRROR in os.environ else {}
     return [
         Part(
-            id=one,
+            id=name,
             rows=TYPICAL_TESTS,
-            timeout_s=TIMEOUT_S[profile] + BUILD_TIMEOUT_S,
+            timeout_s=(1 + boot.PATIENCE) * TIMEOUT_S + BUILD_TIMEOUT_S,
             environment=mirror,
-            arguments={"series": one, "timeout_s": TIMEOUT_S[profile], "tests": list(FILES)},
+            arguments={"timeout_s": TIMEOUT_S, "tests": list(FILES), **which},
+            skip=skip,
         )
-        for one in series
+        for name, which in wanted
     ]
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Boots the guest and yields what its tests came to. A resumed part runs all of them again."""
-    kernel = kernels.fetch(task.arguments["series"], ARCH)
+    image = task.arguments.get("image")
+    kernel = kernels.of_image(Path(image)) if image else kernels.fetch(task.arguments["series"], ARCH)
     initrd = python_image.build(FILES)
     tests = [f"tests/{name}" for name in task.arguments["tests"]]
     guest = boot.Guest(

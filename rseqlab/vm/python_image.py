@@ -77,8 +77,13 @@ def python(progress: Progress = quiet, fresh: bool = False) -> Python:
     """The Python for the guest: what is cached, or what the archive has. Raises LabError."""
     if not fresh and (found := _found()):
         return found
+    with cache.lock():  # the second of two processes finds what the first one fetched
+        return (None if fresh else _found()) or _fetched(progress, fresh)
+
+
+def _fetched(progress: Progress, fresh: bool) -> Python:
     progress("python image", 0, 4)
-    packages.offered(fresh)  # asks the archive where it never was asked
+    packages.refresh() if fresh else packages.offered()  # asks the archive where it never was
     versions = _resolve(WANTED)
     minor = next((found[1] for name in versions if (found := PYTHON.match(name))), None)
     if minor is None:
