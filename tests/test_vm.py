@@ -173,7 +173,17 @@ def test_no_guest_outlives_the_lab(guests, number, code):
 
 
 @pytest.mark.parametrize(
-    "line", ["[1]", '{"a": [1]}', "no row", '{"a": "\\u001b[2J"}', '{"a": {"b": 1}}', "[" * 100_000]
+    "line",
+    [
+        "[1]",
+        '{"a": [1]}',
+        "no row",
+        '{"a": "\\u001b[2J"}',
+        '{"a": {"b": 1}}',
+        "[" * 100_000,
+        '{"a": 1e999}',
+        '{"a": 1' + "0" * 400 + "}",
+    ],
 )
 def test_what_is_no_row_is_refused(line):
     outcome = boot.Outcome("done", None, 0, "tcg", "", Path("console"), f'{{"a": 1}}\n{line}\n'.encode())

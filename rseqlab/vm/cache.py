@@ -1,16 +1,20 @@
 """Where kernels, libcs and images are kept: written to a temporary name, then renamed. Nothing half-written is found."""
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rseqlab.errors import LabError
 from rseqlab.lab import compile
+
+LEFT_BEHIND_S = 24 * 3600
 
 
 class CacheError(LabError):
@@ -64,10 +68,19 @@ def lock() -> Iterator[None]:
     with open(folder("partial").parent / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         _held += 1
+        _forget_left_behind()
         try:
             yield
         finally:
             _held -= 1
+
+
+def _forget_left_behind() -> None:
+    """What a process that was killed left in the scratch folder: what is older than any work takes."""
+    for path in folder("partial").iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(path)
 
 
 def into_place(made: Path, home: Path) -> None:
