@@ -16,6 +16,8 @@ CHROMIUM_ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
+PATIENCE = int(os.environ.get("RSEQLAB_TEST_PATIENCE", 1))
+"""Factor of the deadlines of what tests start: more where the machine is emulated. No deadline is a measurement."""
 
 
 def require_or_skip(present: bool, what: str, remedy: str) -> None:

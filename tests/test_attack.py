@@ -1,21 +1,22 @@
 """The sections under attack, and wrong sections that the same attack must find out."""
 
+import os
 import re
 import signal
 import subprocess
 from pathlib import Path
 
+import programs
 import pytest
-from conftest import require_or_skip
+from conftest import PATIENCE, require_or_skip
 
-from rseqlab import host, native
+from rseqlab import host
 from rseqlab.lab import probe
+from rseqlab.lab.compile import build
 
-NATIVE = Path(native.__file__).parent
-ATTACK = Path(__file__).parent / "c" / "attack.c"
-MUTANTS = ("NO_COMPARE", "NO_DESCRIPTOR", "COMMIT_OUTSIDE")
 THREADS = (1, 2, 4, 16)
-OPERATIONS = 600_000
+OPERATIONS = int(os.environ.get("RSEQLAB_ATTACK_OPERATIONS", 600_000))
+"""Of each thread in one attack. Fewer make an attack shorter, not the test easier: it goes on to as many aborts."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,25 +24,7 @@ def _registration():
     require_or_skip(probe.kernel_refusal() is None, "rseq registration", str(probe.kernel_refusal()))
 
 
-def built(folder: Path, *options: str) -> Path:
-    program = folder / "attack"
-    sources = [str(NATIVE / "rseq.c"), str(NATIVE / "percpu.c"), str(ATTACK)]
-    command = [
-        "cc",
-        "-std=gnu11",
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-DRSEQLAB_ATTACK",
-        f"-I{NATIVE}",
-        *options,
-    ]
-    subprocess.run([*command, "-o", str(program), *sources, "-ldl", "-lpthread"], check=True)
-    return program
-
-
-def attack(program: Path, threads: int, by: str, seed: int = 1, timeout_s: float = 150):
+def attack(program: Path, threads: int, by: str, seed: int = 1, timeout_s: float = 150 * PATIENCE):
     """How the attack ended. One that comes to no end (corrupted links may go in circles) has no zero either."""
     command = [str(program), str(threads), str(OPERATIONS), by, str(seed)]
     try:
@@ -55,8 +38,8 @@ def counted(what: str, result: subprocess.CompletedProcess) -> int:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    return built(tmp_path_factory.mktemp("attack"))
+def program():
+    return build(programs.attack())
 
 
 @pytest.mark.parametrize("by", ["cpu_id", "mm_cid"])
@@ -80,10 +63,10 @@ def test_every_invariant_holds_under_at_least_ten_thousand_aborts(program, by):
     pytest.fail(f"only {causes} aborts: the attack does not attack here")
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_attack_finds_a_wrong_section(mutant, tmp_path):
+@pytest.mark.parametrize("mutant", programs.MUTANTS)
+def test_the_attack_finds_a_wrong_section(mutant):
     """With the compare or the descriptor left out, or the commit outside, an invariant breaks or it crashes."""
-    program = built(tmp_path, f"-DRSEQLAB_MUTANT_{mutant}")
+    program = build(programs.mutant(mutant))
     for seed in range(1, 6):
         result = attack(program, 4, "cpu_id", seed, timeout_s=20)
         if result.returncode != 0:
@@ -92,10 +75,6 @@ def test_the_attack_finds_a_wrong_section(mutant, tmp_path):
     pytest.fail("five attacks on a wrong section found nothing")
 
 
-def test_injection_is_in_no_other_build(tmp_path):
-    plain = tmp_path / "plain.s"
-    source = '#include "sections.h"\nint f(struct rl_at at, intptr_t *v) { return rl_addv(at, v, 1); }\n'
-    subprocess.run(
-        ["cc", "-O2", f"-I{NATIVE}", "-xc", "-", "-S", "-o", str(plain)], input=source, text=True, check=True
-    )
-    assert "rl_inject" not in plain.read_text() and "__rseq_cs" in plain.read_text()
+def test_injection_is_in_no_other_build():
+    plain = build(programs.plain()).read_text()
+    assert "rl_inject" not in plain and "__rseq_cs" in plain

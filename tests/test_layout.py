@@ -13,7 +13,6 @@ from rseqlab import abi, layout, native, rseq
 from rseqlab.errors import UsageError
 from rseqlab.lab.compile import Target, build, missing
 from rseqlab.lab.probe import LIBC_LEAVES, kernel_refusal
-from rseqlab.study import figures, tables
 
 
 def test_every_offset_size_and_alignment_is_the_compilers(tmp_path, monkeypatch):
@@ -160,29 +159,3 @@ def test_the_text_fits_a_mail_and_the_html_says_the_same(found):
         assert struct.heading in text and struct.heading in page
         for field in struct.fields:
             assert field.name in text and f"<td>{field.name}</td>" in page
-
-
-@pytest.mark.parametrize("size", [28, 33, 256])
-def test_the_byte_grid_names_every_field_and_its_place(size):
-    shown = figures.layouts(size)
-    assert 'role="img"' in shown.svg and shown.caption in repr(shown)
-    for option in layout.OPTIONS:
-        room = size if option != "padding" else min(size, 28)
-        for struct in layout.of_option(option, room).structs:
-            rows = shown.numbers[
-                shown.numbers["layout"].str.startswith(f"{option},")
-                & (shown.numbers["struct"] == struct.name)
-            ]
-            seen = list(zip(rows["field"], rows["offset_bytes"], strict=True))
-            assert seen == [(member.name, member.offset_bytes) for member in struct.members]
-            for field in struct.fields:
-                assert f"{field.name} at {field.offset_bytes}" in shown.description
-    assert figures.layouts(size).svg == shown.svg
-
-
-def test_releases_and_the_table_of_sizes_are_shown():
-    assert all(f"Linux {release}" in figures.release_layouts().svg for release in layout.RELEASES)
-    frame = tables.layouts().frame
-    assert len(frame) == len(layout.OPTIONS) * len(layout.SIZES_BYTES)
-    refused = frame[(frame["option"] == "padding") & (frame["feature_size"] > 32)]["structs"]
-    assert refused.str.contains("room for 12 bytes").all()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import require_or_skip
+from conftest import PATIENCE, require_or_skip
 
 from rseqlab import host
 from rseqlab.lab import probe
@@ -29,7 +29,7 @@ def test_every_structure_does_what_it_says(owner, by):
         env=os.environ | START[owner],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * PATIENCE,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.split()[-1] == "affinity"
@@ -48,7 +48,7 @@ def test_without_a_fence_lists_are_taken_over_by_moving_or_not_at_all(by):
         env=os.environ | START["libc"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * PATIENCE,
     )
     assert (result.returncode, result.stdout) == (0, "no_fence\n"), result.stderr
 

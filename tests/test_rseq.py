@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 
@@ -18,7 +19,7 @@ def run(code: str, libc_owns: bool = False, deny: int | None = None, call: str =
     if deny is not None:
         command = [sys.executable, str(SANDBOX), call, str(deny), *command]
     environment = os.environ | {"GLIBC_TUNABLES": f"glibc.pthread.rseq={int(libc_owns)}"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60 * PATIENCE)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -4,6 +4,7 @@ Nothing is written outside the cache folder, and nothing half-built is ever foun
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -54,22 +55,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RSEQLAB_CACHE") or project_root() / "build" / "compiled")
 
 
+FILLED_BY = "filled-by.json"
+"""In a cache folder that another machine filled: what each compiler's name stands for, by :func:`compiler_id`."""
+
+
 @cache
 def compiler_id(compiler: str) -> str:
-    """The first line of ``compiler --version``. Raises CompileError where there is no such compiler."""
-    if not shutil.which(compiler):
-        raise CompileError(f"No {compiler} was found; `make deps` installs what the lab compiles with.")
+    """The first line of ``compiler --version``; where there is no such compiler, what filled the cache in its place.
+
+    Raises CompileError where there is neither.
+    """
+    if reason := missing(compiler):
+        try:
+            return json.loads((cache_folder() / FILLED_BY).read_text())[compiler]
+        except (OSError, ValueError, KeyError):
+            raise CompileError(reason) from None
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=TIMEOUT_S)
     return said.stdout.partition("\n")[0]
 
 
 def missing(compiler: str = "cc") -> str | None:
-    """Why nothing can be built with this compiler, or None."""
-    try:
-        compiler_id(compiler)
-    except CompileError as error:
-        return str(error)
-    return None
+    """Why nothing can be built with this compiler, or None. What was built before may be there all the same."""
+    if shutil.which(compiler):
+        return None
+    return f"No {compiler} was found; `make deps` installs what the lab compiles with."
 
 
 COMPILER = Need("a C compiler", missing)
@@ -88,6 +97,8 @@ def build(target: Target) -> Path:
     output = cache_folder() / f"{total.hexdigest()[:16]}-{target.name}"
     if output.exists():
         return output
+    if reason := missing(target.compiler):
+        raise CompileError(f"{target.name}: {reason} Nothing was built of these sources before.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

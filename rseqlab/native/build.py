@@ -23,18 +23,30 @@ CORE_SOURCES = (
     "find.c",
 )
 OWN_TLS_SOURCES = ("own_tls.c",)
+MODULES = {
+    "_core": ("rseqlab.h", "core.cdef.h", CORE_SOURCES),
+    "_own_tls": ("own_tls.h", "own_tls.cdef.h", OWN_TLS_SOURCES),
+}
+"""By the extension's name: the header that it includes, what Python sees of it, and the C files."""
+LIBRARIES = ["dl", "pthread"]
 
 
-def _extension(name, header, cdef, sources):
+def described(name, **how):
+    """cffi's description of one of the extensions; ``how`` it is compiled is setuptools' matter."""
+    header, cdef, _ = MODULES[name]
     ffi = FFI()
     ffi.cdef((HERE / cdef).read_text())
-    ffi.set_source(
-        f"rseqlab.native.{name}",
-        f'#include "{header}"\n',
-        sources=[str((HERE / source).relative_to(ROOT)) for source in sources],
+    ffi.set_source(f"rseqlab.native.{name}", f'#include "{header}"\n', **how)
+    return ffi
+
+
+def _extension(name):
+    ffi = described(
+        name,
+        sources=[str((HERE / source).relative_to(ROOT)) for source in MODULES[name][2]],
         include_dirs=[str(HERE.relative_to(ROOT))],
         extra_compile_args=COMPILE_FLAGS,
-        libraries=["dl", "pthread"],
+        libraries=LIBRARIES,
         depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.rglob("*.h"))],
     )
     return ffi.distutils_extension(tmpdir="build/cffi", verbose=False)
@@ -42,7 +54,4 @@ def _extension(name, header, cdef, sources):
 
 def extensions():
     """The Extension objects; the current directory must be the repository's root."""
-    return [
-        _extension("_core", "rseqlab.h", "core.cdef.h", CORE_SOURCES),
-        _extension("_own_tls", "own_tls.h", "own_tls.cdef.h", OWN_TLS_SOURCES),
-    ]
+    return [_extension(name) for name in MODULES]
