@@ -28,6 +28,8 @@ OPTIONAL_TOOLS = {
     "aarch64 cross compiler": ("aarch64-linux-gnu-gcc",),
     "aarch64 user emulator": ("qemu-aarch64", "qemu-aarch64-static"),
     "static ABI checker": ("abidiff",),
+    "x86_64 machine emulator": ("qemu-system-x86_64",),
+    "aarch64 machine emulator": ("qemu-system-aarch64",),
     "browser": ("chromium", "chromium-browser", "google-chrome"),
 }
 """What the optional parts use, and the commands of which one is enough; `make deps` installs them."""

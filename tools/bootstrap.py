@@ -228,6 +228,8 @@ OPTIONAL = (
         cross=True,
     ),
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
+    Tool("an emulator of x86-64 machines", ("qemu-system-x86_64",), ("qemu-system-x86",)),
+    Tool("an emulator of arm64 machines", ("qemu-system-aarch64",), ("qemu-system-arm",)),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)

@@ -55,7 +55,9 @@ def main() -> None:
         known = f"{type(error).__name__}: {error}"
         _fail(as_json, "failed", f"A fault of rseqlab itself: {known}. RSEQLAB_DEBUG=1 shows where.", 1)
     if code == 130:
-        kept = " What was measured is kept; `rseqlab run --resume` goes on." if "run" in sys.argv[1:2] else ""
+        words = sys.argv[1:3] if sys.argv[1:2] == ["kernels"] else sys.argv[1:2]
+        again = f"`rseqlab {' '.join(words)} --resume`"
+        kept = f" What was measured is kept; {again} goes on." if words[-1:] == ["run"] else ""
         _fail(as_json, "interrupted", f"Interrupted.{kept}", code)
     sys.exit(code)
 

@@ -139,7 +139,7 @@ def in_fork(function: Callable[[], object], timeout_s: float = 5.0) -> ForkOutco
     if pid == 0:
         code = 1
         try:
-            _die_with_parent()
+            die_with_parent()
             signal.setitimer(signal.ITIMER_REAL, timeout_s)  # SIGALRM ends it by default
             os.close(read_end)
             os.write(write_end, json.dumps(function()).encode())
@@ -162,13 +162,13 @@ def in_fork(function: Callable[[], object], timeout_s: float = 5.0) -> ForkOutco
     return ForkOutcome(value=json.loads(data))
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
 
 
 def main() -> None:
     """The child's end. Exits 0, 3 where the experiment's own check failed, or as Python does."""
-    _die_with_parent()
+    die_with_parent()
     request = json.load(sys.stdin)
     function = getattr(importlib.import_module(request["module"]), request["function"])
     with open(int(sys.argv[1]), "w", buffering=1) as rows:

@@ -9,13 +9,11 @@ needed. What init has to write there is in ``c/guest.h``.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import re
 import selectors
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -26,7 +24,8 @@ from functools import cache as once
 from pathlib import Path
 
 from rseqlab.errors import LabError
-from rseqlab.vm import cache
+from rseqlab.lab import child
+from rseqlab.vm import cache, image
 from rseqlab.vm.kernels import Kernel
 
 QEMU = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
@@ -41,6 +40,7 @@ END = re.compile(rb"\nRSEQLAB-END (\d{1,12}) ([0-9a-f]{8})\n\Z")
 FRAME_BYTES = 256
 """What the marks around the results may take."""
 
+PATIENCE = 3
 ENOSYS = 38
 STATUSES = ("done", "panic", "hang", "no boot", "refused", "bad results")
 
@@ -58,6 +58,7 @@ class Guest:
     append: tuple[str, ...] = ()
     """More words of the kernel's command line; NAME=value without a dot reaches init's environment."""
     timeout_s: float = 60
+    """Of its own time: what it waited for a core while others ran is not counted, up to PATIENCE times as much."""
     results_limit_bytes: int = 8 << 20
 
 
@@ -129,20 +130,66 @@ def missing(arch: str | None = None) -> str | None:
 
 
 def accel(guest: Guest) -> str:
-    """kvm where it was seen to work for this guest's architecture; tcg otherwise, and always to count."""
-    return "tcg"
+    """kvm where it was seen to boot a kernel of this architecture; tcg otherwise, and always to count."""
+    if guest.icount or guest.kernel.arch != os.uname().machine:
+        return "tcg"
+    return "tcg" if kvm_refusal(guest.kernel) else "kvm"
 
 
-def command(guest: Guest, results_fd: int) -> list[str]:
-    """What starts the guest: console on standard output, results on the file descriptor."""
-    kernel, how = guest.kernel, accel(guest)
+KVM_TIMEOUT_S = 20
+KVM_SIGN = b"Kernel panic"
+"""An image with an init that cannot be executed: a kernel that boots says so and panics."""
+
+
+def kvm_refusal(kernel: Kernel) -> str | None:
+    """Why KVM is not used, or None where it booted a kernel. The device file proves nothing: a kernel is tried.
+
+    Tried once for each boot of this machine and version of QEMU; the answer lies in the cache.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "/dev/kvm cannot be opened"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    tried = f"{boot_id} {kernel.arch} {qemu_version(kernel.arch)}"
+    record = cache.folder("kvm") / "tried.json"
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(record.read_text())
+        if known["tried"] == tried:
+            return known["refusal"]
+    refusal = _try_kvm(kernel)
+    with cache.writing(record) as partial:
+        partial.write_text(json.dumps({"tried": tried, "refusal": refusal}))
+    return refusal
+
+
+def _try_kvm(kernel: Kernel) -> str | None:
+    guest = Guest(
+        kernel, image.root(kernel.arch, {"/init": b""}, "/init"), memory_mib=256, timeout_s=KVM_TIMEOUT_S
+    )
+    with selectors.DefaultSelector() as selector:
+        running = _Running(guest, selector, "kvm")
+        try:
+            while not running.ended():
+                for key, _ in selector.select(max(0.0, running.deadline - time.monotonic())):
+                    key.data()
+            booted = KVM_SIGN in running.console
+            _, reason = running.judged()
+        finally:
+            running.kill()
+    return None if booted else f"KVM is there but boots no kernel: {reason}"
+
+
+def command(guest: Guest, results_fd: int, how: str) -> list[str]:
+    """What starts the guest by ``how`` (tcg, kvm): console on standard output, results on the file descriptor."""
+    kernel = guest.kernel
     append = ["quiet", "panic=-1"]
     if kernel.arch == "x86_64":
         machine = ["-cpu", "max" if how == "tcg" else "host"]
         results = ["-serial", "chardev:results"]
         append += ["console=ttyS0", "RSEQLAB_PORT=/dev/ttyS1"]
     else:
-        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on" if how == "tcg" else "host"]
+        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on"]
+        if how == "kvm":
+            machine = ["-M", "virt,gic-version=host", "-cpu", "host"]
         results = ["-device", "pci-serial,chardev=results"]
         append += ["console=ttyAMA0", "RSEQLAB_PORT=/dev/ttyS0"]
     if guest.icount:
@@ -185,7 +232,7 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
                 while waiting and (why := _fits(waiting[0], running)) is None:
                     guest = waiting.pop(0)
                     try:
-                        running.append(_Running(guest, selector))
+                        running.append(_Running(guest, selector, accel(guest)))
                     except OSError as error:
                         yield (
                             guest,
@@ -245,16 +292,20 @@ def _refused(guest: Guest, why: str) -> Outcome:
 
 
 def _die_with(parent: int) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+    child.die_with_parent()
     if os.getppid() != parent:  # it was gone before we asked
         os._exit(1)
+
+
+def _end(results: bytearray) -> re.Match | None:
+    return END.search(results, max(0, len(results) - FRAME_BYTES))
 
 
 class _Running:
     """One QEMU process and what has come from it so far."""
 
-    def __init__(self, guest: Guest, selector: selectors.BaseSelector):
-        self.guest, self.selector = guest, selector
+    def __init__(self, guest: Guest, selector: selectors.BaseSelector, how: str):
+        self.guest, self.selector, self.accel = guest, selector, how
         self.started = time.monotonic()
         self.deadline = self.started + guest.timeout_s
         self.results, self.console = bytearray(), bytearray()
@@ -266,7 +317,7 @@ class _Running:
         parent = os.getpid()
         try:
             self.process = subprocess.Popen(
-                command(guest, results_write),
+                command(guest, results_write, how),
                 stdin=subprocess.DEVNULL,
                 stdout=console_write,
                 stderr=self.qemu_words,
@@ -308,14 +359,14 @@ class _Running:
                 "bad results",
                 f"the guest wrote more than the {limit:,} bytes that its results may have",
             )
-        elif END.search(self.results, max(0, len(self.results) - FRAME_BYTES)):
+        elif _end(self.results):
             self.verdict = self._checked()
 
     def _checked(self) -> tuple[str, str | None]:
         """The verdict on complete results."""
         begin, end = (
             BEGIN.match(self.results),
-            END.search(self.results, max(0, len(self.results) - FRAME_BYTES)),
+            _end(self.results),
         )
         if not begin:
             return "bad results", "what the guest wrote does not begin with the mark of guest.h"
@@ -352,7 +403,18 @@ class _Running:
         """Whether there is nothing more to wait for."""
         if self.verdict and self.verdict[0] != "panic":
             return True
+        if self.pipes and time.monotonic() >= self.deadline and not self.verdict:
+            waited_s = min(self._waited_s(), PATIENCE * self.guest.timeout_s)
+            self.deadline = self.started + self.guest.timeout_s + waited_s
         return not self.pipes or time.monotonic() >= self.deadline
+
+    def _waited_s(self) -> float:
+        """How long it was ready to run and had no core: on a busy machine that is no sign of a hang."""
+        waited_ns = [0]
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                waited_ns.append(int((task / "schedstat").read_text().split()[1]))
+        return max(waited_ns) / 1e9
 
     def kill(self) -> None:
         """End it now; a guest has nothing that would be lost."""
@@ -362,36 +424,38 @@ class _Running:
             self.process.kill()
         self.process.wait()
 
-    def outcome(self) -> Outcome:
-        """The verdict; the process is ended first."""
-        seconds = time.monotonic() - self.started
+    def judged(self) -> tuple[str, str | None]:
+        """Status and reason; the process is ended first."""
         in_time = not self.pipes
         if in_time:  # it closed its ends, so it is about to end by itself
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=5)
         code = self.process.poll()
         self.kill()
-        begin = BEGIN.match(self.results)
-        status, reason = self.verdict or self._unfinished(begin is not None, in_time, code)
+        return self.verdict or self._unfinished(in_time, code)
+
+    def outcome(self) -> Outcome:
+        """All that is known of this boot, which is over."""
+        seconds = time.monotonic() - self.started
+        status, reason = self.judged()
+        begin, end = BEGIN.match(self.results), _end(self.results)
+        content, unfinished = b"", bytes(self.results[begin.end() if begin else 0 :])
+        if status == "done":
+            content, unfinished = bytes(self.results[begin.end() : end.start()]), b""
         console = self._keep_console()
-        if reason:
-            reason += f"; console: {console}"
-        complete = status == "done"
-        end = END.search(self.results, max(0, len(self.results) - FRAME_BYTES))
-        content = bytes(self.results[begin.end() : end.start()]) if complete else b""
         return Outcome(
             status,
-            reason,
+            f"{reason}; console: {console}" if reason else None,
             seconds,
-            accel(self.guest),
+            self.accel,
             f"{QEMU[self.guest.kernel.arch]} {qemu_version(self.guest.kernel.arch)}",
             console,
             content,
-            b"" if complete else bytes(self.results[begin.end() if begin else 0 :]),
+            unfinished,
             int(begin[1]) != ENOSYS if begin else None,
         )
 
-    def _unfinished(self, began: bool, in_time: bool, code: int | None) -> tuple[str, str]:
+    def _unfinished(self, in_time: bool, code: int | None) -> tuple[str, str]:
         self.qemu_words.seek(0)
         words = _printable(self.qemu_words.read(2000).decode(errors="replace").strip().rpartition("\n")[2])[
             :300
@@ -405,8 +469,8 @@ class _Running:
             if self.results:
                 return "bad results", "the guest ended before its results were complete"
             return "no boot", f"the guest ended before init wrote anything{': ' + words if words else ''}"
-        limit = f"{self.guest.timeout_s:g} s"
-        if began:
+        limit = f"{time.monotonic() - self.started:.0f} s"
+        if BEGIN.match(self.results):
             return "hang", f"init had begun and was not done after {limit}"
         if self.results:
             return (

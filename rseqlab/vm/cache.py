@@ -47,10 +47,16 @@ def writing(output: Path) -> Iterator[Path]:
     with scratch() as space:
         partial = space / output.name
         yield partial
-        if output.is_dir():  # somebody else made the same meanwhile
-            return
         output.parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial, output)
+
+
+def into_place(made: Path, home: Path) -> None:
+    """A finished folder becomes ``home`` in one step; what lay there before is replaced."""
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if home.exists():
+        os.replace(home, made.parent / "replaced")  # gone with the scratch
+    os.replace(made, home)
 
 
 @contextmanager

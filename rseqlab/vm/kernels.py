@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,10 +71,10 @@ def offered(fresh: bool = False) -> list[Package]:
         foreign = not release.endswith(packages.DEBIAN_ARCH[one.arch])
         if foreign or "~rc" in one.version or ("image" in one.name and (release, one.arch) in binaries):
             continue  # where there is a linux-binary the linux-image of that release is an empty shell
-        key = (_series(one.version), one.arch)
+        key = (series_of(one), one.arch)
         if key not in newest or packages.newer(one.version, newest[key].version):
             newest[key] = one
-    return sorted(newest.values(), key=lambda one: (_number(_series(one.version)), one.arch))
+    return sorted(newest.values(), key=lambda one: (_number(series_of(one)), one.arch))
 
 
 def series_of(package: Package) -> str:
@@ -96,74 +97,80 @@ def cached() -> list[Kernel]:
 
 
 def find(series: str, arch: str) -> Kernel | None:
-    """The cached kernel of a series; of ``newest`` the newest series that is cached."""
-    here = [kernel for kernel in cached() if kernel.arch == arch and series in ("newest", kernel.series)]
-    return here[-1] if here else None
+    """The cached kernel of a series; of ``newest`` that of the newest series that the package source had, if cached."""
+    cached_here = [kernel for kernel in cached() if kernel.arch == arch]
+    if series == "newest":
+        known = [_number(series_of(one)) for one in offered() if one.arch == arch] if packages.offer() else []
+        known = known or [_number(kernel.series) for kernel in cached_here]
+        return next((one for one in reversed(cached_here) if _number(one.series) >= max(known)), None)
+    return next((one for one in reversed(cached_here) if one.series == series), None)
 
 
-def fetch(series: str, arch: str, progress: Progress = quiet, fresh: bool = False) -> Kernel:
-    """The series' newest kernel from the package source, or from the cache. Raises LabError in one sentence."""
+def package(series: str, arch: str) -> Package:
+    """The package of the series' newest kernel. Raises UsageError where the package source has none."""
     if arch not in ARCHS:
         raise UsageError(f"No guest has the architecture {arch!r}; there are {' and '.join(ARCHS)}.")
-    if series != "newest" and not fresh and (here := find(series, arch)):
-        return here
-    choice = [
-        one for one in offered(fresh) if one.arch == arch and series in ("newest", _series(one.version))
-    ]
+    there = offered()
+    choice = [one for one in there if one.arch == arch and series in ("newest", series_of(one))]
     if not choice:
-        known = ", ".join(dict.fromkeys(_series(one.version) for one in offered()))
+        known = ", ".join(dict.fromkeys(series_of(one) for one in there))
         raise UsageError(
             f"The package source has no kernel of series {series!r} for {arch}; it has {known or 'none at all'}."
         )
-    package = choice[-1]
-    release = NAME.match(package.name)["release"]
-    home = cache.folder(f"kernels/{arch}") / release
-    for kernel in cached():
-        if kernel.image.parent == home:
-            return kernel
-    name = f"kernel {_series(package.version)} {arch}"
-    progress(name, 0, 3)
+    return choice[-1]
+
+
+def here(wanted: Package) -> Kernel | None:
+    """The cached kernel of this very package."""
+    release = NAME.match(wanted.name)["release"]
+    return next((one for one in cached() if (one.release, one.arch) == (release, wanted.arch)), None)
+
+
+def needed(wanted: Package) -> list[Package]:
+    """What to download for a kernel: newer ones keep their configuration in a package of its own."""
+    name = f"linux-base-{NAME.match(wanted.name)['release']}"
+    key = (name, wanted.version, wanted.arch)
+    beside = [one for one in packages.offered() if (one.name, one.version, one.arch) == key]
+    return [wanted, *(beside[:1] if "binary" in wanted.name else [])]
+
+
+def keep(wanted: Package, debs: Mapping[Package, Path]) -> Kernel:
+    """Takes image and configuration out of the downloaded packages into the cache; all else is dropped."""
+    release = NAME.match(wanted.name)["release"]
+    home = cache.folder(f"kernels/{wanted.arch}") / release
     with cache.scratch() as space:
-        debs, files, made = space / "debs", space / "files", space / release
-        for folder in (debs, files, made):
-            folder.mkdir()
-        packages.unpack(packages.download(package, debs), files)
-        progress(name, 1, 3)
+        files, made = space / "files", space / release
+        made.mkdir()
+        for one in needed(wanted):
+            packages.unpack(debs[one], files)
         images = [*files.glob("boot/vmlinuz-*"), *files.glob("usr/lib/modules/*/vmlinuz")]
         if len(images) != 1:
-            raise KernelError(f"The package {package.name} holds {len(images)} kernel images instead of one.")
-        configs = [*files.glob("boot/config-*"), *files.glob("usr/lib/modules/*/config")]
-        if not configs:
-            configs = _configuration(package, release, space)
-        progress(name, 2, 3)
+            raise KernelError(f"The package {wanted.name} holds {len(images)} kernel images instead of one.")
         shutil.move(images[0], made / "image")
-        if configs:
-            shutil.move(configs[0], made / "config")
+        for config in [*files.glob("boot/config-*"), *files.glob("usr/lib/modules/*/config")][:1]:
+            shutil.move(config, made / "config")
         values = {
-            "series": _series(package.version),
+            "series": series_of(wanted),
             "release": release,
-            "arch": arch,
+            "arch": wanted.arch,
             "origin": "distribution",
-            "package": f"{package.name} {package.version}",
+            "package": f"{wanted.name} {wanted.version}",
             "sha256": _sha256(made / "image"),
             "image_bytes": (made / "image").stat().st_size,
         }
         (made / "kernel.json").write_text(json.dumps(values, indent=1))
-        if not home.exists():
-            os.replace(made, home)
-    progress(name, 3, 3)
-    return next(kernel for kernel in cached() if kernel.image.parent == home)
+        cache.into_place(made, home)
+    return here(wanted)
 
 
-def _configuration(package: Package, release: str, space: Path) -> list[Path]:
-    """Newer kernels keep their configuration in a package of its own."""
-    wanted = (f"linux-base-{release}", package.version, package.arch)
-    for one in packages.offered():
-        if (one.name, one.version, one.arch) == wanted:
-            (space / "base").mkdir()
-            packages.unpack(packages.download(one, space / "base"), space / "files")
-            return list((space / "files").glob("usr/lib/modules/*/config"))
-    return []
+def fetch(series: str, arch: str, progress: Progress = quiet) -> Kernel:
+    """The series' kernel from the cache, or from the package source. Raises LabError in one sentence."""
+    if found := find(series, arch):
+        return found
+    from rseqlab.vm import stock  # it knows how to fetch anything, so it rests on this
+
+    stock.fetch([(series, arch)], [], progress)
+    return find(series, arch)
 
 
 def _sha256(path: Path) -> str:

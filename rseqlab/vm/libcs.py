@@ -4,6 +4,7 @@ Each lies in a guest below /libc/NAME, with its loader; a program is run under i
 ``LOADER --library-path /libc/NAME PROGRAM``, so that one image holds all of them side by side.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -68,7 +69,8 @@ def _upstream(version: str) -> str:
     return re.match(r"(?:\d+:)?([0-9.]+)", version)[1]
 
 
-def _name(package: Package) -> str:
+def name_of(package: Package) -> str:
+    """The libc's name, as in glibc-2.41, of its package."""
     version = _upstream(package.version)
     return f"glibc-{'.'.join(version.split('.')[:2])}" if package.name == "libc6" else f"musl-{version}"
 
@@ -83,15 +85,10 @@ def offered(fresh: bool = False) -> list[Package]:
     newest: dict[tuple[str, str], Package] = {}
     for one in packages.offered(fresh):
         if one.name in ("libc6", "musl"):
-            key = (_name(one), one.arch)
+            key = (name_of(one), one.arch)
             if key not in newest or packages.newer(one.version, newest[key].version):
                 newest[key] = one
-    return sorted(newest.values(), key=lambda one: (_order(_name(one)), one.arch))
-
-
-def name_of(package: Package) -> str:
-    """The libc's name, as in glibc-2.41, of its package."""
-    return _name(package)
+    return sorted(newest.values(), key=lambda one: (_order(name_of(one)), one.arch))
 
 
 def cached() -> list[Libc]:
@@ -119,52 +116,69 @@ def _libc(
 
 
 def find(name: str, arch: str) -> Libc | None:
-    """The cached libc of this name; of ``glibc-newest`` and ``musl-newest`` the newest of its kind."""
+    """The cached libc of this name; of ``glibc-newest`` the newest that the package source had, if it is cached."""
+    cached_here = [one for one in cached() if one.arch == arch]
     kind, _, version = name.partition("-")
-    here = [
-        one
-        for one in cached()
-        if one.arch == arch and (one.name == name or (version == "newest" and one.kind == kind))
-    ]
-    return here[-1] if here else None
+    if version == "newest":
+        alike = [one for one in cached_here if one.kind == kind]
+        known = [_order(name_of(one)) for one in offered() if one.arch == arch] if packages.offer() else []
+        known = [order for order in known if order[0] == kind] or [_order(one.name) for one in alike]
+        return next((one for one in reversed(alike) if _order(one.name) >= max(known)), None)
+    return next((one for one in cached_here if one.name == name), None)
 
 
-def fetch(name: str, arch: str, progress: Progress = quiet, fresh: bool = False) -> Libc:
-    """A libc from the package source, or from the cache. Raises LabError in one sentence."""
+def package(name: str, arch: str) -> Package:
+    """The package of a libc by name. Raises UsageError where the package source has none."""
     kind, _, version = name.partition("-")
-    if version != "newest" and not fresh and (here := find(name, arch)):
-        return here
+    there = offered()
     choice = [
         one
-        for one in offered(fresh)
-        if one.arch == arch and (_name(one) == name or (version == "newest" and _name(one).startswith(kind)))
+        for one in there
+        if one.arch == arch
+        and (name_of(one) == name or (version == "newest" and name_of(one).startswith(f"{kind}-")))
     ]
     if not choice:
-        known = ", ".join(dict.fromkeys(_name(one) for one in offered()))
+        known = ", ".join(dict.fromkeys(name_of(one) for one in there))
         raise UsageError(
             f"The package source has no {name} for {arch}; it has {known or 'no C library at all'}."
         )
-    package = choice[-1]
-    home = cache.folder(f"libcs/{arch}") / _name(package)
-    if (home / "libc.json").exists():
-        return find(_name(package), arch)
-    label = f"{_name(package)} {arch}"
-    progress(label, 0, 2)
-    wanted = [package]
-    if package.name == "musl":
-        key = ("musl-dev", package.version, arch)
-        wanted += [one for one in packages.offered() if (one.name, one.version, one.arch) == key][:1]
+    return choice[-1]
+
+
+def here(wanted: Package) -> Libc | None:
+    """The cached libc of this very package."""
+    known = f"{wanted.name} {wanted.version}"
+    return next((one for one in cached() if (one.package, one.arch) == (known, wanted.arch)), None)
+
+
+def needed(wanted: Package) -> list[Package]:
+    """What to download for a libc: for musl also what programs are built with."""
+    key = ("musl-dev", wanted.version, wanted.arch)
+    beside = [one for one in packages.offered() if (one.name, one.version, one.arch) == key]
+    return [wanted, *(beside[:1] if wanted.name == "musl" else [])]
+
+
+def keep(wanted: Package, debs: Mapping[Package, Path]) -> Libc:
+    """Takes the libraries out of the downloaded packages into the cache; all else is dropped."""
+    home = cache.folder(f"libcs/{wanted.arch}") / name_of(wanted)
     with cache.scratch() as space:
-        (space / "debs").mkdir()
-        for one in wanted:
-            packages.unpack(packages.download(one, space / "debs"), space / "files")
-        progress(label, 1, 2)
-        made = space / "made"
-        _gather(space / "files", made, f"{package.name} {package.version}", "distribution", expected=arch)
-        if not home.exists():
-            os.replace(made, home)
-    progress(label, 2, 2)
-    return find(_name(package), arch)
+        for one in needed(wanted):
+            packages.unpack(debs[one], space / "files")
+        _gather(
+            space / "files", space / "made", f"{wanted.name} {wanted.version}", "distribution", wanted.arch
+        )
+        cache.into_place(space / "made", home)
+    return find(name_of(wanted), wanted.arch)
+
+
+def fetch(name: str, arch: str, progress: Progress = quiet) -> Libc:
+    """A libc from the cache, or from the package source. Raises LabError in one sentence."""
+    if found := find(name, arch):
+        return found
+    from rseqlab.vm import stock  # it knows how to fetch anything, so it rests on this
+
+    stock.fetch([], [(name, arch)], progress)
+    return find(name, arch)
 
 
 def _gather(files: Path, made: Path, package: str | None, origin: str, expected: str | None = None) -> None:
@@ -259,7 +273,7 @@ def given(value: str) -> Libc:
             + (f"; it has {known}." if known else ".")
         )
     with cache.scratch() as space:
-        return _kept(packages.download(choice[-1], space))
+        return _kept(packages.download([choice[-1]], space)[choice[-1]])
 
 
 def _kept(path: Path) -> Libc:
@@ -270,14 +284,11 @@ def _kept(path: Path) -> Libc:
             packages.unpack(path, files)
         made = space / "made"
         _gather(files, made, path.name if path.is_file() else None, "user")
-        import hashlib
-
         total = hashlib.sha256()
         for one in sorted((made / "lib").iterdir()):
             total.update(one.name.encode() + b"\0" + one.read_bytes())
         home = cache.folder("given") / total.hexdigest()[:16]
-        if not home.exists():
-            os.replace(made, home)
+        cache.into_place(made, home)
     return _libc(home, **json.loads((home / "libc.json").read_text()))
 
 

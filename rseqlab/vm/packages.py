@@ -14,10 +14,12 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache as once
 from functools import cmp_to_key
 from pathlib import Path
 
 from rseqlab.errors import LabError
+from rseqlab.lab import child
 from rseqlab.vm import cache
 
 SUITES = ("bullseye", "bookworm", "trixie", "trixie-backports", "forky")
@@ -28,6 +30,7 @@ MIRROR = "RSEQLAB_MIRROR"
 """Environment variable: the address of a Debian archive, where the machine is not configured with one."""
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+TICK_S = 1.0
 UPDATE_TIMEOUT_S = 600
 DOWNLOAD_TIMEOUT_S = 600
 ASK_TIMEOUT_S = 120
@@ -48,6 +51,14 @@ class Package:
     arch: str
     """As this lab spells it: x86_64 or aarch64."""
     suite: str
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how much of it, and of how much."""
+
+
+def quiet(name: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def missing() -> str | None:
@@ -104,6 +115,7 @@ def _configuration(site: str) -> Path:
         "Dir::State::lists": home / "lists",
         "Dir::State::status": home / "status",
         "Dir::Cache": home,
+        "Dir::Cache::srcpkgcache": "",  # as large as the other, and not needed beside it
         "Dir::Etc::sourcelist": home / "archive.sources",
         "Dir::Etc::sourceparts": home / "none",
         "Dir::Etc::preferences": home / "none" / "preferences",
@@ -124,8 +136,14 @@ def _configuration(site: str) -> Path:
     return path
 
 
-def _run(command: Sequence[str], timeout_s: float, host: bool = False, folder: Path | None = None) -> str:
-    """One apt command's output. It ends with this process, and with the deadline."""
+def _run(
+    command: Sequence[str],
+    timeout_s: float,
+    host: bool = False,
+    folder: Path | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> str:
+    """One apt command's output. It ends with this process, and with the deadline; ``tick`` is called now and then."""
     environment = os.environ | {"LC_ALL": "C.UTF-8"}
     if not host:
         environment["APT_CONFIG"] = str(cache.folder("apt") / "apt.conf")
@@ -139,11 +157,20 @@ def _run(command: Sequence[str], timeout_s: float, host: bool = False, folder: P
         env=environment,
         cwd=folder,
         start_new_session=True,
+        preexec_fn=child.die_with_parent,
     )
+    deadline = time.monotonic() + timeout_s
     try:
-        said, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        raise PackageError(f"{command[0]} {command[1]} gave no answer within {timeout_s:g} s.") from None
+        while True:
+            try:
+                said, errors = process.communicate(timeout=TICK_S)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > deadline:
+                    raise PackageError(
+                        f"{command[0]} {command[1]} gave no answer within {timeout_s:g} s."
+                    ) from None
+                tick()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -231,6 +258,7 @@ def offered(fresh: bool = False) -> list[Package]:
     return [Package(**package) for package in document["packages"]]
 
 
+@once
 def newer(one: str, other: str) -> bool:
     """Whether version ``one`` is newer than ``other``, as Debian orders them."""
     return (
@@ -247,23 +275,40 @@ def by_version(packages: Sequence[Package]) -> list[Package]:
     return sorted(packages, key=order)
 
 
-def download(package: Package, folder: Path) -> Path:
-    """The package's .deb in ``folder``, its checksum verified by apt. Raises PackageError."""
+def download(wanted: Sequence[Package], folder: Path, progress: Progress = quiet) -> dict[Package, Path]:
+    """The packages' .deb files in ``folder``, their checksums verified by apt. Raises PackageError.
+
+    One call of apt for all of them: reading its lists takes longer than most packages take to come.
+    """
     home = cache.folder("apt")
     if not (home / "apt.conf").exists():
         refresh()
-    name = f"{package.name}:{DEBIAN_ARCH[package.arch]}={package.version}"
-    before = set(folder.iterdir())
+    names = [f"{one.name}:{DEBIAN_ARCH[one.arch]}={one.version}" for one in wanted]
+
+    def tick() -> None:
+        progress("download", sum(path.suffix == ".deb" for path in folder.iterdir()), len(names))
+
     try:
-        _run(["apt-get", "download", name], DOWNLOAD_TIMEOUT_S, folder=folder)
+        _run(["apt-get", "download", *names], DOWNLOAD_TIMEOUT_S, folder=folder, tick=tick)
     except PackageError as error:
-        if "No space left" in str(error):
-            raise cache.CacheError(f"The disk of {folder} is full; {package.name} was not kept.") from None
-        raise PackageError(f"Could not download {name}: {error}") from None
-    made = [path for path in folder.iterdir() if path not in before and path.suffix == ".deb"]
-    if len(made) != 1:
-        raise PackageError(f"Could not download {name}: apt said that it did, but there is no such file.")
-    return made[0]
+        if "No space left" in str(error) or "enough free space" in str(error):
+            raise cache.CacheError(
+                f"The disk of {cache.top()} is too full for {', '.join(names)}; nothing was kept. Free some space "
+                "or set RSEQLAB_CACHE to another disk."
+            ) from None
+        raise PackageError(f"Could not download {', '.join(names)}: {error}") from None
+    made = {}
+    for one in wanted:
+        epoch_free = one.version.replace(":", "%3a")
+        for arch in (DEBIAN_ARCH[one.arch], "all"):
+            path = folder / f"{one.name}_{epoch_free}_{arch}.deb"
+            if path.exists():
+                made[one] = path
+        if one not in made:
+            raise PackageError(
+                f"Could not download {one.name} {one.version}: apt said that it did, but no file came."
+            )
+    return made
 
 
 def unpack(package: Path, folder: Path) -> None:
@@ -279,11 +324,3 @@ def unpack(package: Path, folder: Path) -> None:
         if "No space left" in done.stderr:
             raise cache.CacheError(f"The disk of {folder} is full; {package.name} was not kept.")
         raise PackageError(f"Could not unpack {package.name}: {_last_words(done.stderr)}")
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is done, how much of it, and of how much."""
-
-
-def quiet(name: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
