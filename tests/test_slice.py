@@ -3,6 +3,7 @@
 What needs the real kernel runs where one is cached, and is skipped by name elsewhere: it is not in the default run.
 """
 
+import json
 import os
 import re
 import signal
@@ -17,12 +18,14 @@ from conftest import require_or_skip
 
 from rseqlab.errors import UsageError
 from rseqlab.experiments import slice_extension, slice_registration
-from rseqlab.lab import compile
+from rseqlab.lab import bundle, compile
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import Task
 from rseqlab.study import slice as study
 from rseqlab.study.run import NotMeasured
 from rseqlab.vm import own_kernel, slices
+
+COMMAND = [sys.executable, "-m", "rseqlab.cli", "kernels", "build"]
 
 TREE_MAKEFILE = """\
 VERSION = 7
@@ -207,6 +210,25 @@ def test_control_c_leaves_no_process_and_nothing_cached(tree, cached):
         time.sleep(0.02)
     assert not Path(f"/proc/{pid}").exists()
     assert own_kernel.built() == [] and not list((cached / "partial").iterdir())
+
+
+def test_the_command_says_what_is_wrong_as_text_and_as_json(tree, cached):
+    (tree / "Makefile").unlink()
+    result = subprocess.run(
+        [*COMMAND, "--source", str(tree), "--json"], capture_output=True, text=True, timeout=60
+    )
+    found = json.loads(result.stdout)
+    bundle.validate(found, "error", "stdout")
+    assert result.returncode == 2 and "no tree of kernel source" in found["message"]
+
+
+def test_the_commands_document_fits_its_schema(tree, cached, monkeypatch):
+    from rseqlab.cli import kernel_build
+
+    record = kernel_build._record(build_tree(tree, monkeypatch))
+    bundle.validate(
+        {"schema": "rseqlab/kernels-build", "version": 1, "kernels": [record]}, "kernels-build", "a test"
+    )
 
 
 # ---- the experiments ----

@@ -4,7 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted. One module for each 
 imported here, which is how its commands come to be.
 """
 
-from rseqlab.cli import bundles, kernels, measure, study
+from rseqlab.cli import bundles, kernel_build, kernels, measure, study
 from rseqlab.cli.base import app, main
 
-__all__ = ["app", "bundles", "kernels", "main", "measure", "study"]
+__all__ = ["app", "bundles", "kernel_build", "kernels", "main", "measure", "study"]

@@ -122,7 +122,7 @@ REPRODUCIBLE = {
 FREE_BYTES = 3_000_000_000
 """An unpacked source takes 1.8 GB, what is built of it 0.3 GB."""
 
-USUAL_STEPS = 1200
+USUAL_STEPS = 1700
 """Lines that make prints for a kernel of these options, where no earlier build says it better."""
 
 TIMEOUT_S = 3600
@@ -291,7 +291,7 @@ def build(
             arch=arch,
             image=ready / image,
             origin="built",
-            package=None if source else package.name,
+            package=None if source else name,
             sha256=hashlib.sha256(content).hexdigest(),
         )
         record = asdict(Built(kernel, name, tuple(path.name for path in patches), *result))
@@ -331,7 +331,7 @@ def newest_source() -> packages.Package:
     found = [one for one in packages.candidates(names) if SOURCE_NAME.match(one.name)] if names else []
     if not found:
         raise BuildError(
-            "The package source has no kernel source (linux-source-NUMBER). `rseqlab kernels list --fresh` asks it "
+            "The package source has no kernel source (linux-source-NUMBER). `rseqlab kernels list --refresh` asks it "
             "again; --source DIR builds a tree of your own."
         )
     # It belongs to every architecture; apt finds it under the one that it takes for its own.
@@ -341,7 +341,7 @@ def newest_source() -> packages.Package:
 def _unpacked(package: packages.Package, space: Path, show: Show) -> Path:
     """The distribution's source, fetched, verified and unpacked below ``space``."""
     show("source", 0, 3)
-    archive = packages.download(package, space)
+    archive = packages.download([package], space)[package]
     show("source", 1, 3)
     (space / "package").mkdir()
     packages.unpack(archive, space / "package")
