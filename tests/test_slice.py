@@ -325,10 +325,12 @@ def test_slices_are_granted_to_those_who_enabled_them_and_both_counts_agree(exte
     assert ends["too long"]["kernel_expired"] and ends["with a system call"]["kernel_aborted"]
 
 
-def test_counting_again_gives_the_same(extension_rows):
-    require_built()
-    task = Task({"arch": "x86_64", "seed": 1, "checked": 0, "rounds": 1}, frozenset())
-    assert list(slice_extension.EXPERIMENT.measure(task)) == extension_rows
+def test_what_nobody_disturbs_takes_the_same_instructions_every_time(extension_rows):
+    for section in slice_extension.SECTIONS:
+        rows = [row for row in extension_rows if row["section"] == section]
+        assert len({row["alone_instructions"] for row in rows}) == 1
+        plain = {row["hold_p50_instructions"] for row in rows if row["way"] in ("without", "without-again")}
+        assert len(plain) == 1 and plain.pop() >= rows[0]["section_instructions"]
 
 
 def test_a_guest_that_gives_up_is_a_failure_with_its_reason():

@@ -3,7 +3,8 @@
 A guest of one CPU runs a kernel that was built with the extension. One thread takes a lock over and over, a
 second wakes and wants it, a third wakes and only computes. The emulator counts instructions and the guest's clock
 shows nothing else, so every time here is a number of executed instructions of the guest, its kernel's included:
-the same on every host, exact, and no cycles.
+exact, whatever the host's load, and no cycles. Undisturbed work takes the same number each time; when a wake-up
+meets a section depends on the boot, so boots are samples like any others.
 
 Who counts what: the threads count how each of their requests ended as they see it, the kernel counts in debugfs
 ``rseq/stats``. Both are in each row, and ``accounts`` says where they do not agree.
