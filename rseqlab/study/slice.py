@@ -1,7 +1,9 @@
 """The slice extension: what it does to a lock's threads, who counted what, and which registration may use it."""
 
 import errno
+import math
 
+import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
@@ -17,7 +19,7 @@ EXPERIMENT, REGISTRATION = "slice-extension", "slice-registration"
 TIMES = {
     "hold_max_instructions": "longest hold of the lock",
     "wait_mean_instructions": "mean wait for the lock",
-    "late_p50_instructions": "median lateness of the third thread",
+    "late_p50_instructions": "third thread late, median",
 }
 """What is compared of each batch, and what a reader calls it: the holder, who wants the lock, and who pays."""
 
@@ -53,14 +55,14 @@ def effects(run: StudyRun) -> pd.DataFrame:
             parts = wide["part"].tolist()
             ratio = stats.ratio(wide["with"], wide["without"], parts)
             null = stats.ratio(wide["without-again"], wide["without"], parts)
+            times = {way: stats.interval(wide[way], parts) for way in STYLES}
             found.append(
                 {
                     "section": _label(section, rows),
                     "what": what,
-                    **{
-                        f"{way}_instructions": stats.interval(wide[way], parts).median
-                        for way in ("without", "with")
-                    },
+                    **{f"{way}_instructions": one.median for way, one in times.items()},
+                    **{f"{way}_low_instructions": one.low for way, one in times.items()},
+                    **{f"{way}_high_instructions": one.high for way, one in times.items()},
                     "ratio": ratio.median,
                     "low": ratio.low,
                     "high": ratio.high,
@@ -87,6 +89,9 @@ def _verdict(ratio: stats.Interval, null: stats.Interval) -> str:
 def effects_table(run: StudyRun) -> Table:
     """The times of a lock's threads, in executed instructions of the guest."""
     frame = effects(run)
+    frame = frame.drop(
+        columns=[name for name in frame if name.endswith(("low_instructions", "high_instructions"))]
+    )
     for name in ("without_instructions", "with_instructions"):
         frame[name] = frame[name].map("{:,.0f}".format)
     for name in ("ratio", "low", "high", "null_ratio", "null_low", "null_high"):
@@ -141,7 +146,8 @@ def accounts_table(run: StudyRun) -> Table:
         )
     return Table(
         pd.DataFrame(found),
-        "Requests, and what became of them: the threads' own count, and the kernel's (debugfs rseq/stats)",
+        "Requests, and what became of them: the threads' own count, and the kernel's (debugfs rseq/stats). A thread "
+        "that only asked counts requests that are gone as grants that were revoked; the kernel never granted them",
     )
 
 
@@ -187,21 +193,28 @@ def effects_figure(run: StudyRun) -> Figure:
     if numbers.empty:
         raise NotMeasured(f"{EXPERIMENT} has no complete round")
     labels = list(dict.fromkeys(numbers["section"]))
-    canvas = Canvas(figsize=(9.2, 3.2))
+    canvas = Canvas(figsize=(9.6, 3.2))
     for axes, what in zip(canvas.subplots(1, len(TIMES), sharey=True), TIMES.values(), strict=True):
-        part = numbers[numbers["what"] == what].set_index("section")
+        part = numbers[numbers["what"] == what]
         for apart, (way, (label, colour, marker)) in zip((0.1, -0.1), STYLES.items(), strict=True):
-            places = [len(labels) - 1 - labels.index(section) + apart for section in part.index]
-            values = part[f"{way}_instructions"]
-            axes.plot(values, places, marker=marker, color=colour, linestyle="none", label=label)
+            middle, low, high = (part[f"{way}_{end}instructions"] for end in ("", "low_", "high_"))
+            places = [len(labels) - 1 - labels.index(section) + apart for section in part["section"]]
+            reach = [middle - low, high - middle]
+            axes.errorbar(middle, places, xerr=reach, fmt=marker, color=colour, label=label, linewidth=1.4)
+        ends = part[[name for name in part if name.endswith("instructions")]].clip(lower=1).to_numpy()
         axes.set_xscale("log")
-        axes.set_title(what)
+        axes.set_xlim(10 ** math.floor(math.log10(ends.min())), 10 ** math.ceil(math.log10(ends.max())))
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1,)))
+        axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_title(what, fontsize=10)
         axes.set_yticks(range(len(labels)), list(reversed(labels)))
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.grid(axis="x", which="major")
         axes.set_xlabel("instructions (log)")
     handles, names = axes.get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside upper left", ncols=2)
+    canvas.legend(handles, names, loc="outside lower left", ncols=2)
     return _finish(
         canvas,
         "Three dot plots on log axes, one row per kind of section. "
@@ -211,7 +224,7 @@ def effects_figure(run: StudyRun) -> Figure:
             for row in numbers.itertuples()
         ),
         "A lock whose holder is preempted, in executed instructions of a guest of one CPU, its kernel's included; the "
-        f"median of {numbers['batches'].min()} batches or more a dot.",
+        f"median of {numbers['batches'].min()} batches or more a dot, bars: its 95 % interval.",
         numbers,
     )
 
