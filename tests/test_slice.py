@@ -152,56 +152,51 @@ def test_wrong_requests_are_refused_before_anything_is_fetched(tmp_path, cached)
 # ---- building, with a tree that takes no time ----
 
 
-def build_tree(tree, monkeypatch, arch="x86_64"):
-    names = [option.name for option in own_kernel.options(arch)]
-    monkeypatch.setattr(own_kernel, "settle", lambda arch, text: (tuple(names), ()))
-    return own_kernel.build(arch, source=tree)
-
-
-def test_the_same_is_built_once_and_something_else_anew(tree, cached, monkeypatch):
-    first = build_tree(tree, monkeypatch)
+def test_the_same_is_built_once_and_something_else_anew(tree, cached):
+    first = own_kernel.build("x86_64", source=tree)
     assert first.kernel.release == "7.9.0-rseqlab-own" and first.kernel.series == "7.9"
     assert first.kernel.origin == "built" and first.kernel.image.is_relative_to(cached)
-    assert build_tree(tree, monkeypatch) == first and own_kernel.newest("x86_64") == first
+    assert own_kernel.build("x86_64", source=tree) == first and own_kernel.newest("x86_64") == first
     (tree / "file.c").write_text("int one;\n")
-    second = build_tree(tree, monkeypatch)
+    second = own_kernel.build("x86_64", source=tree)
     assert second.kernel.image != first.kernel.image and own_kernel.newest("x86_64") == second
-    assert build_tree(tree, monkeypatch) == second
+    assert own_kernel.build("x86_64", source=tree) == second
     assert [one.kernel.image for one in own_kernel.built()] == [first.kernel.image, second.kernel.image]
     assert not list((cached / "partial").iterdir()) and not (tree / ".config").exists()
 
 
-def test_a_damaged_image_is_not_found_and_is_built_again(tree, cached, monkeypatch):
-    first = build_tree(tree, monkeypatch)
+def test_a_damaged_image_is_not_found_and_is_built_again(tree, cached):
+    first = own_kernel.build("x86_64", source=tree)
     first.kernel.image.write_bytes(b"something else")
     assert own_kernel.newest("x86_64") is None
-    assert build_tree(tree, monkeypatch).kernel.image == first.kernel.image
+    assert own_kernel.build("x86_64", source=tree).kernel.image == first.kernel.image
     assert own_kernel.newest("x86_64") is not None
 
 
-def test_a_failed_build_says_the_compilers_words_and_keeps_nothing_but_its_log(tree, cached, monkeypatch):
+def test_a_failed_build_says_the_compilers_words_and_keeps_nothing_but_its_log(tree, cached):
     (tree / "Makefile").write_text(TREE_MAKEFILE.replace("$(WAIT)", "echo 'x.c:1: error: no' && false"))
     with pytest.raises(own_kernel.BuildError, match=r"x\.c:1: error: no"):
-        build_tree(tree, monkeypatch)
+        own_kernel.build("x86_64", source=tree)
     assert own_kernel.built() == [] and not list((cached / "partial").iterdir())
     assert "error: no" in (cached / "own-kernels" / "failed-build.log").read_text()
 
 
-def test_control_c_leaves_no_process_and_nothing_cached(tree, cached):
+def command(*arguments):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_end_in_mid_build_leaves_no_process_and_nothing_cached(tree, cached, number, code):
     mark = tree.parent / "pid"
-    (tree / "Makefile").write_text(TREE_MAKEFILE.replace("$(WAIT)", f"echo $$$$ > {mark}; exec sleep 600"))
-    code = (
-        "import sys; from pathlib import Path; from rseqlab.vm import own_kernel;"
-        "own_kernel.settle = lambda arch, text: ((), ());"
-        f"own_kernel.build('x86_64', source=Path({str(tree)!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait = f"echo $$$$ > {mark}; exec sleep 600"
+    (tree / "Makefile").write_text(TREE_MAKEFILE.replace("$(WAIT)", wait))
+    process = subprocess.Popen([*COMMAND, "--source", str(tree)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while not (mark.exists() and mark.read_text().strip()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
     finally:
         process.kill()
     pid = int(mark.read_text())
@@ -212,23 +207,21 @@ def test_control_c_leaves_no_process_and_nothing_cached(tree, cached):
     assert own_kernel.built() == [] and not list((cached / "partial").iterdir())
 
 
+def test_the_command_prints_the_image_and_says_what_is_in_it(tree, cached):
+    text = command("--source", tree)
+    assert text.returncode == 0 and Path(text.stdout.strip()).is_file(), text.stderr
+    found = json.loads(command("--source", tree, "--json").stdout)
+    bundle.validate(found, "kernels-build", "stdout")
+    (kernel,) = found["kernels"]
+    assert kernel["image"] == text.stdout.strip() and kernel["slice_extension"] and not kernel["dropped"]
+
+
 def test_the_command_says_what_is_wrong_as_text_and_as_json(tree, cached):
     (tree / "Makefile").unlink()
-    result = subprocess.run(
-        [*COMMAND, "--source", str(tree), "--json"], capture_output=True, text=True, timeout=60
-    )
+    result = command("--source", tree, "--json")
     found = json.loads(result.stdout)
     bundle.validate(found, "error", "stdout")
     assert result.returncode == 2 and "no tree of kernel source" in found["message"]
-
-
-def test_the_commands_document_fits_its_schema(tree, cached, monkeypatch):
-    from rseqlab.cli import kernel_build
-
-    record = kernel_build._record(build_tree(tree, monkeypatch))
-    bundle.validate(
-        {"schema": "rseqlab/kernels-build", "version": 1, "kernels": [record]}, "kernels-build", "a test"
-    )
 
 
 # ---- the experiments ----

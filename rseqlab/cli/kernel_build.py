@@ -1,5 +1,7 @@
 """kernels build: a kernel of one's own, with slice extension, rseq statistics and debugging compiled in."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +39,9 @@ def build(
     from rseqlab.progress import progress
     from rseqlab.vm import own_kernel
 
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that gigabytes are cleaned up
     records = []
     for arch in archs or ["x86_64"]:
         with progress(own_kernel.STEPS) as show:

@@ -170,7 +170,7 @@ def missing(arch: str) -> str | None:
     compiler = counted.compiler(arch)
     lacking = {package: tool for tool, package in TOOLS.items() if not shutil.which(tool)}
     if not shutil.which(compiler):
-        lacking["gcc" if compiler == "cc" else "gcc-aarch64-linux-gnu"] = compiler
+        lacking["gcc" if compiler == "cc" else f"gcc-{arch.replace('_', '-')}-linux-gnu"] = compiler
     if shutil.which("cc"):
         lacking |= {package: name for name, package in HEADERS.items() if not _has_header(name)}
     if not lacking:
@@ -298,8 +298,7 @@ def build(
         record["kernel"]["image"] = image
         (ready / "record.json").write_text(json.dumps({"version": VERSION} | record, indent=1) + "\n")
         target = _folder() / wanted
-        shutil.rmtree(target, ignore_errors=True)  # a damaged one, or of another version
-        os.replace(ready, target)
+        cache.into_place(ready, target)
     return _read(target)
 
 
