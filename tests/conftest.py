@@ -46,3 +46,16 @@ def browser() -> Iterator[object]:
         chromium = playwright.chromium.launch(executable_path=executable, args=list(CHROMIUM_ARGUMENTS))
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def guests() -> None:
+    """QEMU for both architectures and the default kernels and C libraries, cached between sessions."""
+    from rseqlab.errors import LabError
+    from rseqlab.vm import boot, stock
+
+    require_or_skip(boot.missing() is None, "QEMU", "install it with `make deps`")
+    try:
+        stock.fetch(*stock.defaults())
+    except LabError as error:
+        require_or_skip(False, f"a kernel or C library for guests ({error})", "try `rseqlab kernels fetch`")

@@ -228,11 +228,8 @@ def run(
         raise UsageError("--kernel names images and --series those of the package source; give one of them.")
     experiments = _experiments(only or [], bool(images))
     kernels.choose(images or [], series or [], archs or [])
-    chosen = [kernels.of_image(path) for path in images or []]
-    if images and not (chosen := [one for one in chosen if one.arch in kernels.chosen_archs()]):
-        raise UsageError(
-            f"None of the images given with --kernel is for {' or '.join(kernels.chosen_archs())}."
-        )
+    one_arch = archs[0] if archs and len(set(archs)) == 1 else None
+    chosen = [kernels.of_image(path, one_arch) for path in images or []]
     wanted_archs = {one.arch for one in chosen} or set(kernels.chosen_archs())
     for arch in sorted(wanted_archs):
         if reason := boot.missing(arch):
@@ -309,4 +306,4 @@ def _gather(chosen_libcs: list[str], archs: list[str], offline: bool) -> None:
     if wanted or others:
         with _progress(stock.STEPS) as show:
             stock.fetch(wanted, others, show)
-    libcs.choose(chosen_libcs)
+    libcs.choose(chosen_libcs, offline)

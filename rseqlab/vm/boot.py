@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import selectors
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from rseqlab.vm.kernels import Kernel
 QEMU = {"x86_64": "qemu-system-x86_64", "aarch64": "qemu-system-aarch64"}
 GUEST_H = Path(__file__).parent / "c" / "guest.h"
 CONSOLE_LIMIT_BYTES = 1 << 20
+QEMU_WORDS_BYTES = 16 << 20
 OWN_MEMORY_MIB = 200
 """What QEMU itself takes beside the guest's memory."""
 
@@ -103,7 +105,9 @@ def rows(outcome: Outcome) -> list[dict]:
 
 
 def _plain(value: object) -> bool:
-    return value is None or isinstance(value, int | float) or (isinstance(value, str) and value.isprintable())
+    if isinstance(value, int | float):
+        return abs(value) < 1 << 64  # neither infinite nor a number of thousands of digits
+    return value is None or (isinstance(value, str) and value.isprintable())
 
 
 def _printable(text: str) -> str:
@@ -234,19 +238,19 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
                     try:
                         running.append(_Running(guest, selector, accel(guest)))
                     except OSError as error:
-                        yield (
-                            guest,
-                            _refused(guest, f"{QEMU[guest.kernel.arch]} did not start: {error.strerror}"),
-                        )
-                if waiting and not running:
-                    yield waiting[0], _refused(waiting.pop(0), why)
+                        name = QEMU[guest.kernel.arch]
+                        yield guest, _refused(guest, f"{name} did not start: {error.strerror}")
+                if waiting and not running:  # there is nothing whose end would make room for it
+                    guest = waiting.pop(0)
+                    yield guest, _refused(guest, why)
                     continue
                 deadline = min((one.deadline for one in running), default=0.0)
                 for key, _ in selector.select(max(0.0, deadline - time.monotonic())):
                     key.data()
                 for one in [one for one in running if one.ended()]:
+                    outcome = one.outcome()
                     running.remove(one)
-                    yield one.guest, one.outcome()
+                    yield one.guest, outcome
     finally:
         for one in running:
             one.kill()
@@ -255,7 +259,7 @@ def boot_all(guests: Sequence[Guest]) -> Iterator[tuple[Guest, Outcome]]:
 def _fits(guest: Guest, running: Sequence["_Running"]) -> str | None:
     """None where the guest may start beside these now, or why not."""
     if reason := missing(guest.kernel.arch):
-        return None if running else reason
+        return reason
     cores = len(os.sched_getaffinity(0))
     if running and sum(min(one.guest.cpus, cores) for one in running) + min(guest.cpus, cores) > cores:
         return "the cores are taken"
@@ -285,14 +289,14 @@ def available_mib() -> int:
 
 
 def _refused(guest: Guest, why: str) -> Outcome:
-    name = QEMU[guest.kernel.arch]
-    return Outcome(
-        "refused", why, 0.0, accel(guest), f"{name} {qemu_version(guest.kernel.arch)}", Path(os.devnull)
-    )
+    qemu = f"{QEMU[guest.kernel.arch]} {qemu_version(guest.kernel.arch)}"
+    return Outcome("refused", why, 0.0, "tcg", qemu, Path(os.devnull))
 
 
-def _die_with(parent: int) -> None:
+def _in_the_child(parent: int) -> None:
+    """Before QEMU is executed: it dies with us, and writes no file beyond its own few words."""
     child.die_with_parent()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (QEMU_WORDS_BYTES, QEMU_WORDS_BYTES))
     if os.getppid() != parent:  # it was gone before we asked
         os._exit(1)
 
@@ -323,7 +327,7 @@ class _Running:
                 stderr=self.qemu_words,
                 pass_fds=(results_write,),
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-                preexec_fn=lambda: _die_with(parent),
+                preexec_fn=lambda: _in_the_child(parent),
             )
         except BaseException:
             os.close(results_read)

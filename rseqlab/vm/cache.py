@@ -1,15 +1,20 @@
 """Where kernels, libcs and images are kept: written to a temporary name, then renamed. Nothing half-written is found."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rseqlab.errors import LabError
 from rseqlab.lab import compile
+
+LEFT_BEHIND_S = 24 * 3600
 
 
 class CacheError(LabError):
@@ -43,18 +48,45 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[Path]:
-    """A temporary name; what lies there when the block ends becomes ``output`` in one step."""
+    """A temporary name; the file or folder that lies there when the block ends becomes ``output`` in one step."""
     with scratch() as space:
         partial = space / output.name
         yield partial
-        output.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial, output)
+        into_place(partial, output)
+
+
+_held = 0
+
+
+@contextmanager
+def lock() -> Iterator[None]:
+    """One process at a time fetches; another one waits, and then finds what this one fetched."""
+    global _held
+    if _held:
+        yield
+        return
+    with open(folder("partial").parent / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _held += 1
+        _forget_left_behind()
+        try:
+            yield
+        finally:
+            _held -= 1
+
+
+def _forget_left_behind() -> None:
+    """What a process that was killed left in the scratch folder: what is older than any work takes."""
+    for path in folder("partial").iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                shutil.rmtree(path)
 
 
 def into_place(made: Path, home: Path) -> None:
-    """A finished folder becomes ``home`` in one step; what lay there before is replaced."""
+    """A finished file or folder becomes ``home`` in one step; what lay there before is replaced."""
     home.parent.mkdir(parents=True, exist_ok=True)
-    if home.exists():
+    if home.is_dir():  # a folder cannot be renamed over another
         os.replace(home, made.parent / "replaced")  # gone with the scratch
     os.replace(made, home)
 

@@ -248,7 +248,7 @@ def _version(library: Path, kind: str) -> str:
     return found[1].decode() if found else "0.unknown"
 
 
-def given(value: str) -> Libc:
+def given(value: str, offline: bool = False) -> Libc:
     """The user's own: a folder that holds a libc and its loader, a .deb, or a package (NAME or NAME=VERSION:ARCH).
 
     It is copied into the cache, so that a run sees one state of it. Raises LibcError or UsageError.
@@ -259,7 +259,11 @@ def given(value: str) -> Libc:
     found = re.fullmatch(r"([a-z0-9][a-z0-9.+-]+)(?:=([^:\s]+))?(?::(x86_64|aarch64))?", value)
     if not found:
         raise UsageError(f"--libc {value!r} is neither a folder, nor a .deb, nor the name of a package.")
-    if re.match(r"(glibc|musl)-", value):
+    if offline:
+        raise UsageError(
+            f"--libc {value} is a package, which --offline does not fetch; give a folder or a .deb."
+        )
+    if re.match(r"(glibc|musl)-[0-9n]", value):
         return fetch(found[1], found[3] or ARCHS[0])
     name, version, arch = found.groups()
     arch = arch or ARCHS[0]
@@ -292,12 +296,12 @@ def _kept(path: Path) -> Libc:
     return _libc(home, **json.loads((home / "libc.json").read_text()))
 
 
-def choose(values: list[str] = ()) -> None:
+def choose(values: list[str] = (), offline: bool = False) -> None:
     """Hand the command line's choice to the experiments' plans. Each is checked (and fetched) now."""
     if not values:
         os.environ.pop(CHOSEN_LIBCS, None)
         return
-    homes = [str(next(iter(given(value).files.values())).parent.parent) for value in values]
+    homes = [str(next(iter(given(value, offline).files.values())).parent.parent) for value in values]
     os.environ[CHOSEN_LIBCS] = os.pathsep.join(homes)
 
 

@@ -14,8 +14,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache as once
-from functools import cmp_to_key
 from pathlib import Path
 
 from rseqlab.errors import LabError
@@ -193,7 +191,11 @@ def refresh() -> dict:
     """
     if reason := missing():
         raise PackageError(reason)
-    site = mirror()
+    with cache.lock():
+        return _refresh(mirror())
+
+
+def _refresh(site: str) -> dict:
     _configuration(site)
     trouble = None
     try:
@@ -254,25 +256,36 @@ def offer() -> dict | None:
 
 def offered(fresh: bool = False) -> list[Package]:
     """The kernels' and libcs' packages. Asks the archive where it was never asked, or where ``fresh``."""
-    document = (None if fresh else offer()) or refresh()
+    document = None if fresh else offer()
+    if document is None:
+        with cache.lock():  # where another process asks just now, its answer will do
+            document = (None if fresh else offer()) or refresh()
     return [Package(**package) for package in document["packages"]]
 
 
-@once
+def version_key(version: str) -> tuple:
+    """A key that sorts versions as Debian does (deb-version(7)): "~" before the end, letters before the rest."""
+    epoch, _, rest = version.rpartition(":")
+    upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "0")
+
+    def parts(text: str) -> tuple:
+        found = []
+        for other, digits in re.findall(r"(\D*)(\d*)", text)[:-1] or [("", "")]:
+            ranks = [-1 if one == "~" else ord(one) + (0 if one.isalpha() else 256) for one in other]
+            found.append(((*ranks, 0), int(digits or 0)))
+        return (*found, ((0,), 0))  # so that an end comes after "~" and before all else
+
+    return int(epoch or 0), parts(upstream), parts(revision)
+
+
 def newer(one: str, other: str) -> bool:
     """Whether version ``one`` is newer than ``other``, as Debian orders them."""
-    return (
-        subprocess.run(["dpkg", "--compare-versions", one, "gt", other], timeout=ASK_TIMEOUT_S).returncode
-        == 0
-    )
+    return version_key(one) > version_key(other)
 
 
 def by_version(packages: Sequence[Package]) -> list[Package]:
     """Oldest first."""
-    order = cmp_to_key(
-        lambda one, other: newer(one.version, other.version) - newer(other.version, one.version)
-    )
-    return sorted(packages, key=order)
+    return sorted(packages, key=lambda one: version_key(one.version))
 
 
 def download(wanted: Sequence[Package], folder: Path, progress: Progress = quiet) -> dict[Package, Path]:

@@ -44,6 +44,16 @@ def fetch(
 
     With ``fresh`` the package source is asked again, so that what it has replaced since comes anew.
     """
+    with cache.lock():
+        return _fetched(wanted_kernels, wanted_libcs, progress, fresh)
+
+
+def _fetched(
+    wanted_kernels: Sequence[tuple[str, str]],
+    wanted_libcs: Sequence[tuple[str, str]],
+    progress: Progress,
+    fresh: bool,
+) -> Fetched:
     if fresh:
         progress("package lists", 0, 1)
         packages.refresh()

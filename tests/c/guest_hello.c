@@ -1,10 +1,29 @@
 #include "guest.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/utsname.h>
+
+/* From here on the kernel answers as one that was built without rseq. */
+static void forget_rseq(void) {
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_rseq, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {4, rules};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        exit(9);
+}
 
 /* Says which kernel it runs on; a word of the kernel's command line (MISDEED) makes it misbehave. */
 int main(void) {
     const char *misdeed = getenv("MISDEED");
     struct utsname name;
+    if (misdeed && !strcmp(misdeed, "no-rseq"))
+        forget_rseq();
     guest_begin();
     uname(&name);
     guest_printf("{\"release\": \"%s\", \"machine\": \"%s\"}\n", name.release, name.machine);
@@ -25,8 +44,6 @@ int main(void) {
         }
     if (!strcmp(misdeed, "checksum"))
         guest_crc ^= 1;
-    if (!strcmp(misdeed, "length"))
-        guest_bytes += 1;
     if (!strcmp(misdeed, "off"))
         reboot(RB_POWER_OFF);
     if (!strcmp(misdeed, "hang"))
