@@ -512,7 +512,7 @@ def _run_make(command: Sequence[str], log: Path, usual: int, show: Show) -> int:
 def _run(command: Sequence[str], log: Path, timeout_s: float, each: Callable[[str], None]) -> None:
     """Run it in a group of its own and tell ``each`` its lines. Whatever ends this, no process is left."""
     with (
-        open(log, "w", errors="replace") as file,
+        open(log, "w", buffering=1, errors="replace") as file,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
