@@ -238,7 +238,7 @@ def test_the_guests_program_compiles(arch):
 def test_without_a_kernel_the_experiments_say_which_command_makes_one(cached, experiment):
     (reason,) = experiment.unmet()
     assert "`rseqlab kernels build` makes one" in reason
-    assert all("`rseqlab kernels build` makes one" in part.skip for part in experiment.plan("quick"))
+    assert all("`rseqlab kernels build" in part.skip for part in experiment.plan("quick"))
 
 
 ROW = {

@@ -222,6 +222,11 @@ def no_slices(arch: str) -> str | None:
             f"the kernel of {without.source} that was built for {arch} is without slice extension: "
             f"{SLICE} could not be switched on there"
         )
+    if arch == "aarch64":
+        return (
+            "no kernel with slice extension is built for aarch64: in Linux 7.3 the option depends on GENERIC_ENTRY, "
+            "which arm64 does not select; of a source that has it `rseqlab kernels build --arch aarch64` makes one"
+        )
     return f"no kernel with slice extension is built for {arch}; `rseqlab kernels build` makes one"
 
 
