@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test bench lab setup deps workloads reference lock clean
+.PHONY: help report test bench kernel lab setup deps workloads reference lock clean
 
 help:    ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -21,6 +21,9 @@ test: setup    ## Run the tests
 
 bench: setup   ## Time every operation (OUT=FILE), and compare with an earlier time (AGAINST=FILE)
 	.venv/bin/rseqlab bench $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))
+
+kernel: setup  ## Build a kernel with slice extension and rseq statistics (optional; minutes, once)
+	.venv/bin/rseqlab kernels build
 
 lab: setup     ## Open the notebooks in JupyterLab
 	.venv/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks

@@ -95,12 +95,14 @@ def _source(trouble: str | None) -> dict:
 
 
 def _kernels(images: list[Path]) -> list[dict]:
-    from rseqlab.vm import kernels, packages
+    from rseqlab.vm import kernels, own_kernel, packages
 
     rows = []
     for path in images:
         one = kernels.of_image(path)
         rows.append(("given", one.series, one.release, one.arch, None, str(one.image)))
+    for one in (built.kernel for built in own_kernel.built()):
+        rows.append(("built", one.series, one.release, one.arch, one.package, str(one.image)))
     there = {one.package for one in kernels.cached()}
     for one in kernels.cached():
         rows.append(("cached", one.series, one.release, one.arch, one.package, str(one.image)))
