@@ -179,7 +179,14 @@ def test_an_aarch64_host_needs_no_cross_tools():
     names = [name for tool in bootstrap.wanted_tools("aarch64") for name in tool.packages]
     cross = [name for tool in bootstrap.OPTIONAL if tool.cross for name in tool.packages]
     assert cross and not set(cross) & set(names)
-    assert {"clang", "abigail-tools", "chromium", "fonts-dejavu-core", "qemu-system-x86", "qemu-system-arm"} <= set(names)
+    assert {
+        "clang",
+        "abigail-tools",
+        "chromium",
+        "fonts-dejavu-core",
+        "qemu-system-x86",
+        "qemu-system-arm",
+    } <= set(names)
 
 
 def test_programs_from_pypi_are_pinned_and_no_dependency_of_the_lab():

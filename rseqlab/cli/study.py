@@ -160,6 +160,8 @@ def evidence(
     ] = None,
     with_costs: Annotated[bool, typer.Option("--costs", help="Only chosen sections: this one.")] = False,
     with_options: Annotated[bool, typer.Option("--options", help="Only chosen sections: this one.")] = False,
+    with_kernels: Annotated[bool, typer.Option("--kernels", help="Only chosen sections: this one.")] = False,
+    with_census: Annotated[bool, typer.Option("--census", help="Only chosen sections: this one.")] = False,
     with_claims: Annotated[bool, typer.Option("--claims", help="Only chosen sections: this one.")] = False,
     as_mbox: Annotated[
         bool, typer.Option("--mbox", help="A message in mbox format instead of bare text.")
@@ -183,7 +185,13 @@ def evidence(
         raise UsageError("--from, --to, --in-reply-to and --subject belong to a message; add --mbox.")
     if as_mbox and not sender:
         raise UsageError("A message needs its sender: --mbox --from 'Name <user@domain>'.")
-    wanted = {"costs": with_costs, "options": with_options, "claims": with_claims}
+    wanted = {
+        "costs": with_costs,
+        "options": with_options,
+        "kernels": with_kernels,
+        "census": with_census,
+        "claims": with_claims,
+    }
     headers = {"sender": sender, "to": to or [], "in_reply_to": in_reply_to, "subject": subject}
     if as_mbox:  # before the seconds of judging
         writer.message("", datetime.now(UTC), **headers)

@@ -10,6 +10,7 @@ from rseqlab.study import kernels, usage, workloads
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, Tally, judge
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.tables import Sentences
 
 DEFINES = ("interpose-program", "interpose-library")
 SURVIVE = [one for one in CRITERIA if not one.cost]
@@ -152,7 +153,7 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
 @_question("Who uses rseq?", "50_usage", "T07a", "C48")
 def who_uses_it(run: StudyRun) -> tuple[str, str]:
     """The cited users, and what real programs gain where they were run."""
-    cited = usage.answer().said
+    cited = usage.answer().lines
     try:
         gained = workloads.in_short(run)
     except NotMeasured as missing:
@@ -172,25 +173,15 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
     return sentence, "timed on this machine; instructions counted in guests"
 
 
-class Lines(list):
-    """Sentences, one below the other."""
-
-    def __repr__(self) -> str:
-        return "\n".join(self)
-
-    def _repr_html_(self) -> str:
-        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self)}</ul>"
-
-
-def ledger(run: StudyRun) -> Lines:
+def ledger(run: StudyRun) -> Sentences:
     """How many claims have which verdict on this run, and those that fail or stay open."""
     judged = judge(run)
     bad = [one for one in judged if one.finding.verdict in (FAILS, INCONCLUSIVE)]
     told = (f"{one.claim.id} {one.finding.verdict}: {one.claim.sentence}." for one in bad)
-    return Lines([Tally(judged).sentence, *told])
+    return Sentences((Tally(judged).sentence, *told))
 
 
-def what_would_change(run: StudyRun) -> Lines:
+def what_would_change(run: StudyRun) -> Sentences:
     """What another result would have to look like, for each answer."""
     open_ones = [one for one in judge(run) if one.finding.verdict == INCONCLUSIVE]
     lines = [
@@ -202,4 +193,4 @@ def what_would_change(run: StudyRun) -> Lines:
     if open_ones:
         names = ", ".join(one.claim.id for one in open_ones)
         lines.append(f"This run leaves open, for want of a narrower interval: {names}.")
-    return Lines(lines)
+    return Sentences(tuple(lines))

@@ -12,10 +12,14 @@ from email.message import EmailMessage
 from email.policy import default
 from email.utils import format_datetime, getaddresses, make_msgid
 
+import pandas as pd
+
 import rseqlab
 from rseqlab.errors import UsageError
 from rseqlab.options.matrix import LEGEND
 from rseqlab.options.schemes import SCHEMES
+from rseqlab.study import kernels as guests
+from rseqlab.study import usage, workloads
 from rseqlab.study.answer import answers, what_would_change
 from rseqlab.study.claims import (
     FAILS,
@@ -30,6 +34,7 @@ from rseqlab.study.claims import (
     samples,
     weaknesses,
 )
+from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 
@@ -224,6 +229,79 @@ def _in_short(text: str, counted: bool) -> str:
 
 
 @_section
+def kernels(run: StudyRun) -> list[str]:
+    """What each kernel release answers, and what a registration adds to a context switch there."""
+    parts = [heading("Kernels, booted in QEMU")]
+    try:
+        facts = guests.by_series(run)
+        guest = run.source("kernel-matrix").facts
+        parts += [
+            paragraph(
+                f"On x86_64 and aarch64, under every libc alike unless it says that it varies (host: {guest['arch']}):"
+            ),
+            "\n".join(paragraph(f"{label}: {answers}", "    ", "  ") for label, answers in facts),
+            "  $ rseqlab kernels run --only kernel-matrix",
+        ]
+    except NotMeasured as missing:
+        parts.append(paragraph(f"What each answers: {missing}"))
+    try:
+        found = added(run)
+    except NotMeasured as missing:
+        return [*parts, paragraph(f"Counted costs: {missing}")]
+    found = found[(found["measure"] == "context-switch") & (found["section"] == "null")]
+    wide = found.pivot_table(
+        index=["series", "arch", "unregistered"],
+        columns="registration",
+        values="added_instructions",
+        sort=False,
+    )
+    rows = [
+        (
+            f"Linux {series} {arch}",
+            f"{base:,.0f}",
+            *("refused" if pd.isna(row[name]) else f"{row[name]:+,.0f}" for name in wide),
+        )
+        for (series, arch, base), row in wide.iterrows()
+    ]
+    return [
+        *parts,
+        paragraph(
+            "Instructions of a round trip (two switches, four system calls), and what registering adds to it:"
+        ),
+        columns(("", "unregistered", *wide.columns), rows),
+        f"  $ rseqlab kernels run --only kernel-costs --profile {run.source('kernel-costs').bundle.run['profile']}",
+    ]
+
+
+@_section
+def census(run: StudyRun) -> list[str]:
+    """Who uses rseq, cited, and what real programs gain, timed."""
+    parts = [heading("Users, and what they gain"), *(paragraph(line) for line in usage.answer().lines)]
+    parts.append("  $ rseqlab usage")
+    try:
+        found = workloads.effects(run)
+    except NotMeasured as missing:
+        return [*parts, paragraph(f"What programs gain: {missing}")]
+    rows = [
+        (
+            one.workload,
+            f"{one.ratio.median:.3f}",
+            f"[{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
+            one.ratio.samples,
+            one.verdict,
+        )
+        for one in found
+    ]
+    return [
+        *parts,
+        paragraph("Work per second with libc's registration, as a multiple of that without, interleaved:"),
+        columns(("", "x off", "95 %", "pairs", "verdict"), rows),
+        *(paragraph(line) for line in workloads.sentences(run).lines if "Envoy" in line),
+        "  $ make workloads && rseqlab run --profile full workload-NAME...",
+    ]
+
+
+@_section
 def claims(run: StudyRun) -> list[str]:
     """What people said: what holds and what fails here, the null results, and what was not measured."""
     judged, references = judge(run), References()
@@ -281,7 +359,7 @@ def _reproduce(run: StudyRun) -> list[str]:
     profile = run.bundle.run["profile"]
     return [
         heading("What would change the answers"),
-        *(paragraph(line, "  ", "- ") for line in what_would_change(run)),
+        *(paragraph(line, "  ", "- ") for line in what_would_change(run).lines),
         heading("To redo it"),
         paragraph(
             f"rseqlab {rseqlab.__version__}; it needs git, make and Python 3.11 on Debian or Ubuntu. In its checkout:"

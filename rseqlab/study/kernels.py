@@ -8,7 +8,7 @@ import pandas as pd
 from rseqlab.experiments.kernel_costs import CALIBRATION_INSTRUCTIONS
 from rseqlab.study.kernel_counts import added, all_series, by_release, counts
 from rseqlab.study.run import NotMeasured, StudyRun
-from rseqlab.study.tables import Table, _shows_missing
+from rseqlab.study.tables import Sentences, Table, _shows_missing
 from rseqlab.vm.matrix import MODES
 
 MARK_PERCENT = 0.1
@@ -119,6 +119,22 @@ def compatibility(run: StudyRun) -> Table:
         pd.DataFrame(rows),
         f"What each kernel answers, under each of {table['libc'].nunique()} libcs alike where the cell has one answer",
     )
+
+
+def by_series(run: StudyRun) -> list[tuple[str, str]]:
+    """(fact, what each release answers, releases that answer alike together), both architectures. Raises NotMeasured."""
+    table = _answers(run)
+    keyed = table.groupby(["mode", "question", "attempt", "series"])["answer"].agg(agreed).to_dict()
+    told = []
+    for fact in FACTS:
+        answers: dict[str, list[str]] = {}
+        for series in all_series(table):
+            answer = keyed.get((fact.mode, fact.question, fact.attempt, series), "not measured")
+            answers.setdefault(answer, []).append(series)
+        told.append(
+            (fact.label, "; ".join(f"{', '.join(names)}: {answer}" for answer, names in answers.items()))
+        )
+    return told
 
 
 @_shows_missing
@@ -257,21 +273,6 @@ def calibration(run: StudyRun) -> Table:
     return Table(
         frame, f"A loop of {CALIBRATION_INSTRUCTIONS} instructions a turn, as the guest's clock counts it"
     )
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences that are computed from a run, one below the other."""
-
-    lines: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        import html
-
-        return "".join(f"<p class='rl-claim'>{html.escape(line)}</p>" for line in self.lines)
 
 
 def _sentences(function: Callable[[StudyRun], list[str]]) -> Callable[[StudyRun], Sentences | NotMeasured]:

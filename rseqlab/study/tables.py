@@ -34,6 +34,19 @@ class Table:
         return f"{self.caption}\n{self.frame.to_string(index=False, na_rep='')}"
 
 
+@dataclass(frozen=True)
+class Sentences:
+    """Prose whose numbers are computed, one sentence below the other."""
+
+    lines: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines)
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.lines)}</ul>"
+
+
 def _shows_missing(function):
     def table(run: StudyRun, *arguments) -> Table | NotMeasured:
         try:

@@ -1,8 +1,6 @@
 """Who uses rseq, in tables and computed sentences; each says how strong its evidence is."""
 
-import html
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -10,22 +8,9 @@ from rseqlab.study import usage_figures
 from rseqlab.study.claims import NOT_MEASURED, WHY_NOT, Tally
 from rseqlab.study.run import StudyRun
 from rseqlab.study.sources import CHECKS, CONTRADICTIONS, ROLES, STRENGTHS, TIMELINE, USAGE, read
-from rseqlab.study.tables import Table
+from rseqlab.study.tables import Sentences, Table
 
 CITED = "Evidence: cited."
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Prose whose numbers are computed."""
-
-    said: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.said)
-
-    def _repr_html_(self) -> str:
-        return "".join(f"<p>{html.escape(one)}</p>" for one in self.said)
 
 
 def answer() -> Sentences:

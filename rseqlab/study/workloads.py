@@ -5,7 +5,6 @@ the control, on over on again. A gain or a loss is claimed only where the ratio'
 is further from 1 than the control's whole interval reaches; everything else is a null result, and is said as such.
 """
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from rseqlab.lab.stats import Interval
 from rseqlab.study.claims import samples
 from rseqlab.study.figures import _INK, BLUE, ORANGE, Figure, _finish, _shows_missing
 from rseqlab.study.run import NotMeasured, StudyRun
-from rseqlab.study.tables import Table
+from rseqlab.study.tables import Sentences, Table
 
 GROUP = "workloads"
 MIN_PAIRS = 12
@@ -302,19 +301,6 @@ def switches(run: StudyRun) -> Table:
         pd.DataFrame(found),
         "PTRACE_GET_RSEQ_CONFIGURATION of every thread, and __rseq_size in the process, while it ran",
     )
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """What the run says, one computed sentence after the other."""
-
-    lines: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.lines)}</ul>"
 
 
 def sentences(run: StudyRun) -> Sentences | NotMeasured:
