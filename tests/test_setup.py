@@ -15,8 +15,12 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
-CONDA_NAMES = {"playwright": "playwright-python"}
-CONDA_ONLY = {"python", "pip", "make", "c-compiler"}
+CONDA_NAMES = {
+    "playwright": "playwright-python",
+    "capstone": "python-capstone",
+    "libarchive-c": "python-libarchive-c",
+}
+CONDA_ONLY = {"python", "pip", "make", "c-compiler", "libarchive"}
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -173,7 +177,14 @@ def test_of_two_names_the_one_that_exists_is_chosen():
 
 def test_an_aarch64_host_needs_no_cross_tools():
     names = [name for tool in bootstrap.wanted_tools("aarch64") for name in tool.packages]
-    assert names == ["clang", "abigail-tools", "chromium", "fonts-dejavu-core"]
+    assert names == [
+        "clang",
+        "abigail-tools",
+        "libarchive13t64",
+        "libarchive13",
+        "chromium",
+        "fonts-dejavu-core",
+    ]
 
 
 # --- an old Python --------------------------------------------------------------------------------
