@@ -323,3 +323,21 @@ def test_some_hundred_mutants_do_no_harm():
     )
     record = campaign(400, 11, 1, lambda text: None)
     assert record["inputs"] == 400 and record["contained"] == 0 and sum(record["outcomes"].values()) == 400
+
+
+def test_precision_and_recall_are_counted_by_class_and_name_each_package_that_is_not_read():
+    from rseqlab.census.known import compare, known
+    from rseqlab.errors import LabError
+
+    assert {row["expected"] for row in known()} <= {*CLASSES, "none"}
+    row = {"path": "/x/a.deb", "member": "data.tar.xz!usr/lib/one.so", "class": "registers"}
+    document = {"paths": ["/x/a.deb"], "files": [row]}
+    expected = [
+        {"package": "a.deb", "file": "one.so", "expected": "registers"},
+        {"package": "a.deb", "file": "two.so", "expected": "registers"},
+    ]
+    found = compare(document, expected)["classes"]
+    assert (found["registers"]["precision"], found["registers"]["recall"]) == (1.0, 0.5)
+    assert found["none"]["precision"] == 0.0 and found["none"]["recall"] is None
+    with pytest.raises(LabError, match="b.deb"):
+        compare(document, [*expected, {"package": "b.deb", "file": "x", "expected": "none"}])

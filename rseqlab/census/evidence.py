@@ -90,7 +90,8 @@ RULES = {
             "area-symbol-defined",
             READS_AREA,
             "high",
-            "The dynamic symbol table defines one of them: the file offers the area, as a libc does.",
+            "The dynamic symbol table defines one of them: the file offers the area, as a libc does, or has a copy of "
+            "libc's by a copy relocation, as a program of fixed address.",
         ),
         Rule(
             "area-symbol-looked-up",

@@ -13,11 +13,12 @@ from rseqlab.census.text import plain
 BATCH_FILES = 64
 
 
-def _batches(files: Iterable[tuple[str, bool]]) -> Iterator[pool.Batch]:
+def _batches(files: Iterable[tuple[str, bool]], few: bool) -> Iterator[pool.Batch]:
+    """``few`` were named: each of those may be a large archive, and is a batch of its own."""
     batch: pool.Batch = []
     for path, named in files:
         batch.append((path, named))
-        if len(batch) >= BATCH_FILES or named:  # what the user named may be large: one worker each
+        if len(batch) >= BATCH_FILES or (named and few):
             yield batch
             batch = []
     if batch:
@@ -40,7 +41,7 @@ def scan(
         refused.append({"path": path, "member": None, "reason": reason})
 
     workers = workers or len(os.sched_getaffinity(0))
-    batches = _batches(walk.files(paths, refuse))
+    batches = _batches(walk.files(paths, refuse), len(paths) <= BATCH_FILES)
     for answer in pool.answers(batches, workers, timeout_s, memory_bytes):
         rows += answer.get("rows", ())
         refused += answer.get("refused", ())
