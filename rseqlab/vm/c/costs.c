@@ -21,7 +21,7 @@ ptrdiff_t kept_offset_bytes;
 
 enum {
 	UNREGISTER = 1, SETTLE_S = 20, REPEATS = 3, PAGES = 256, PAGE_BYTES = 4096, BATCHES = 13,
-	SWITCH_BATCHES = 49,	/* a scheduler does not take the same way each time */
+	PAIRS = 4,	/* of processes that switch: after a millisecond or ten a scheduler changes its ways with one */
 	CALLS = 2000, ROUND_TRIPS = 64, SIGNALS = 200, OPERATIONS = 20000, CALIBRATION = 100000,
 };
 
@@ -106,7 +106,7 @@ static uint64_t descriptor(enum section_state state, int touches)
 }
 
 /* The instructions of each batch. */
-struct series { int64_t values[SWITCH_BATCHES], total; int batches, failed; };
+struct series { int64_t values[PAIRS * BATCHES], total; int batches, failed; };
 
 static void add(struct series *series, int64_t start)
 {
@@ -189,7 +189,7 @@ static void faults(enum section_state state, struct series *series)
 }
 
 /* The other process is a fork: it is registered as this one is, at the same address. */
-static void switches(enum section_state state, struct series *series)
+static void switches_of_one_pair(enum section_state state, struct series *series)
 {
 	const uint64_t cs = descriptor(state, 0);
 	int there[2], back[2], status = 0;
@@ -201,7 +201,7 @@ static void switches(enum section_state state, struct series *series)
 		return;
 	child = fork();
 	if (child == 0) {
-		for (int i = 0; i < ROUND_TRIPS * SWITCH_BATCHES + 1; i++)
+		for (int i = 0; i < ROUND_TRIPS * BATCHES + 1; i++)
 			if (call_inside(area, cs, SYS_read, there[0], (long)&byte, 1) != 1 ||
 			    call_inside(area, cs, SYS_write, back[1], (long)&byte, 1) != 1)
 				_exit(1);
@@ -210,8 +210,7 @@ static void switches(enum section_state state, struct series *series)
 	if (write(there[1], &byte, 1) != 1 || read(back[0], &byte, 1) != 1)
 		return;
 	rest();
-	rl_left = rl_aborted = 0;
-	for (int batch = 0; batch < SWITCH_BATCHES; batch++) {
+	for (int batch = 0; batch < BATCHES; batch++) {
 		const int64_t start = clock_now();
 
 		for (int i = 0; i < ROUND_TRIPS; i++)
@@ -223,6 +222,12 @@ static void switches(enum section_state state, struct series *series)
 	waitpid(child, &status, 0);
 	close(there[0]), close(there[1]), close(back[0]), close(back[1]);
 	series->failed = status != 0;
+}
+
+static void switches(enum section_state state, struct series *series)
+{
+	for (int pair = 0; pair < PAIRS && !series->failed; pair++)
+		switches_of_one_pair(state, series);
 }
 
 static const struct {

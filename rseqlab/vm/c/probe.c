@@ -189,6 +189,26 @@ static int enter(void)
 	return error == 0;
 }
 
+/* Switches of this thread, from struct rusage: its last number counts those that it was made to do, the one before the rest. */
+static long switched(int involuntarily)
+{
+	long usage[18] = { 0 };
+
+	CALL2(getrusage, 1, usage);
+	return usage[16 + involuntarily];
+}
+
+/* On a busy host the time is over before the thread has gone to sleep: then it never left its CPU. */
+static int really_sleep(void)
+{
+	const long before = switched(0);
+	int tries = 50;
+
+	while (tries-- && switched(0) == before)
+		sleep_ns(3000000);
+	return tries > 0;
+}
+
 /* Runs a function in a fork; what it said becomes a row, and so does what killed it. */
 static void attempt(const char *question, const char *name, void (*function)(long), long argument)
 {
@@ -590,7 +610,7 @@ static void registers_and_unmaps(long unused)
 	(void)unused;
 	say_number(rseq_at(page, length, 0, SIGNATURE));
 	CALL2(munmap, page, PAGE);
-	sleep_ns(1000000);	/* or the thread might end before the kernel has anything to write */
+	really_sleep();	/* or the thread might end before the kernel has anything to write */
 }
 
 static void thread_loses_its_area(long unused)
@@ -684,15 +704,6 @@ static int spin_in_child(void)
 	return (int)pid;
 }
 
-/* Involuntary switches of this thread: the last number of struct rusage. */
-static long preemptions(void)
-{
-	long usage[18] = { 0 };
-
-	CALL2(getrusage, 1, usage);
-	return usage[17];
-}
-
 static int happens(enum event event)
 {
 	long before;
@@ -703,12 +714,11 @@ static int happens(enum event event)
 		CALL0(getppid);
 		return 1;
 	case SLEEP:
-		sleep_ns(3000000);
-		return 1;
+		return really_sleep();
 	case PREEMPTION:
 		child = spin_in_child();
-		before = preemptions();
-		while (tries-- && preemptions() == before)
+		before = switched(1);
+		while (tries-- && switched(1) == before)
 			for (volatile int i = 0; i < 200000; i++)
 				;
 		CALL2(kill, child, SIGKILL_);
