@@ -189,7 +189,7 @@ static int enter(void)
 	return error == 0;
 }
 
-/* Switches of this thread, from struct rusage: its last number counts those that it was made to do, the one before the rest. */
+/* Switches of this thread: the last number of struct rusage counts those it was made to do, the one before the rest. */
 static long switched(int involuntarily)
 {
 	long usage[18] = { 0 };
@@ -1042,7 +1042,8 @@ static void registered_thread(void)
 		const char *question = computing ? "descriptor, while it computes" : "descriptor";
 
 		attempt(question, "of a section that does not run", interrupted_with, NOT_RUNNING + computing);
-		attempt(question, "of one that does not run, without signature", interrupted_with, NOT_RUNNING_UNSIGNED + computing);
+		attempt(question, "of one that does not run, without signature", interrupted_with,
+			NOT_RUNNING_UNSIGNED + computing);
 		attempt(question, "in unmapped memory", interrupted_with, UNMAPPED + computing);
 		attempt(question, "of another version", interrupted_with, VERSION + computing);
 		attempt(question, "whose abort handler has no signature", interrupted_with, UNSIGNED + computing);
