@@ -364,7 +364,9 @@ def test_claims_about_costs_are_judged_on_rows(small_run):
     judged = [one for one in claims.judge(small_run) if one.claim.experiment in names]
     assert {one.claim.experiment for one in judged} == names
     for one in judged:
-        if one.claim.rule.startswith("adds_at_most"):  # sets a cost against percpu-counter's, which is not in this run
+        if one.claim.rule.startswith(
+            "adds_at_most"
+        ):  # sets a cost against percpu-counter's, which is not in this run
             assert one.finding.verdict == claims.NOT_MEASURED
             continue
         assert one.finding.verdict in claims.VERDICTS and one.finding.measured.startswith("Here "), str(one)

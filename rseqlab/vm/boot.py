@@ -55,6 +55,8 @@ class Guest:
     kernel: Kernel
     initrd: Path
     cpus: int = 1
+    busy_cpus: int | None = None
+    """How many of its virtual CPUs work at once, where that is fewer: so many of the host's cores it keeps busy."""
     memory_mib: int = 512
     icount: bool = False
     """One instruction is one nanosecond of the guest's time (TCG, one virtual CPU): costs repeat."""
@@ -193,7 +195,8 @@ def command(guest: Guest, results_fd: int, how: str) -> list[str]:
         # A host that is busy lets the kernel wait in vain for its first timer interrupts, and it would give up.
         append += ["console=ttyS0", "RSEQLAB_PORT=/dev/ttyS1", "no_timer_check"]
     else:
-        machine = ["-M", "virt", "-cpu", "max,pauth-impdef=on"]
+        # The board's first interrupt controller serves 8 CPUs.
+        machine = ["-M", "virt,gic-version=3" if guest.cpus > 8 else "virt", "-cpu", "max,pauth-impdef=on"]
         if how == "kvm":
             machine = ["-M", "virt,gic-version=host", "-cpu", "host"]
         results = ["-device", "pci-serial,chardev=results"]
@@ -265,7 +268,8 @@ def _fits(guest: Guest, running: Sequence["_Running"]) -> str | None:
     if reason := missing(guest.kernel.arch):
         return reason
     cores = len(os.sched_getaffinity(0))
-    if running and sum(min(one.guest.cpus, cores) for one in running) + min(guest.cpus, cores) > cores:
+    busy = [min(one.busy_cpus or one.cpus, cores) for one in (guest, *(other.guest for other in running))]
+    if running and sum(busy) > cores:
         return "the cores are taken"
     needed = guest.memory_mib + OWN_MEMORY_MIB
     promised = sum(one.guest.memory_mib + OWN_MEMORY_MIB - one.resident_mib() for one in running)

@@ -131,6 +131,7 @@ def guest(kernel: Kernel, libcs: Sequence[Libc]) -> boot.Guest:
         kernel,
         root,
         cpus=2,
+        busy_cpus=1,
         append=guests.STEADY_CLOCK[kernel.arch],
         timeout_s=TIMEOUT_S,
         results_limit_bytes=LARGEST_BYTES,
