@@ -366,10 +366,10 @@ def test_the_sentence_without_rows_says_so():
 
 
 def invented(with_factor):
-    """Batches of six boots of six rounds whose times with the extension are this factor of those without."""
+    """Batches of eight boots of eight rounds whose times with the extension are this factor of those without."""
     rows = []
-    for boot in range(6):
-        for number in range(6):
+    for boot in range(8):
+        for number in range(8):
             for section in slice_extension.SECTIONS:
                 for way in slice_extension.WAYS:
                     factor = with_factor if way == "with" else 1
@@ -395,7 +395,7 @@ def test_a_verdict_needs_the_whole_interval_and_the_null(factor, verdict):
     assert set(study.effects(run)["verdict"]) == {verdict}
     assert verdict in study.in_a_sentence(run) and "5 µs" in study.in_a_sentence(run)
     assert "aria-label" in study.effects_figure(run).svg
-    assert study.accounts_table(run).frame["batches_in_which_both_agree"].eq("36 of 36").all()
+    assert study.accounts_table(run).frame["batches_in_which_both_agree"].eq("64 of 64").all()
     assert len(study.disturbance_table(run).frame) == 3 * len(slice_extension.SECTIONS)
 
 

@@ -31,7 +31,7 @@ MEASURED = {
 ALONE_EXTRA_INSTRUCTIONS_MAX = 50
 """Two readings of the clock around a loop of known length: where it does not count instructions, the loop says so."""
 
-PROFILE = {"quick": {"boots": 5, "rounds": 6}, "full": {"boots": 10, "rounds": 10}}
+PROFILE = {"quick": {"boots": 8, "rounds": 4}, "full": {"boots": 10, "rounds": 10}}
 
 
 def plan(profile: str) -> list[Part]:

@@ -157,7 +157,7 @@ def who_uses_it(run: StudyRun) -> tuple[str, str]:
     try:
         gained = workloads.in_short(run)
     except NotMeasured as missing:
-        gained = f"What real programs gain: {missing}"
+        gained = f"What real programs gain: {missing}."
     return f"{cited[0]} {cited[1]} {gained}", "cited, each row with its source; programs timed"
 
 
@@ -168,7 +168,7 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
     try:
         counted = kernels.in_short(run)
     except NotMeasured as missing:
-        counted = f"By kernel release: {missing}"
+        counted = f"By kernel release: {str(missing).rstrip('.')}."
     sentence = f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones. {counted}"
     return sentence, "timed on this machine; instructions counted in guests"
 

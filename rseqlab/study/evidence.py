@@ -332,7 +332,9 @@ class References:
 
     def numbered(self, text: str) -> str:
         """``text`` with the number of each address in its place."""
-        return re.sub(r"https?://[^\s),;]+", self._number, text)
+        return re.sub(
+            r"https?://[^\s),;]+|[\w.-]+/[\w.-]+:[\w./-]+@[\w.]+|[\w.-]+/[\w.-]+:m@\w+", self._number, text
+        )
 
     def _number(self, found: re.Match) -> str:
         return f"[{self.numbers.setdefault(found[0], len(self.numbers) + 1)}]"

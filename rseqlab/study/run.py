@@ -149,6 +149,7 @@ def reference_runs(group: str = "machine") -> list[Path]:
     """The runs of a group that are shipped in data/reference, in the order of their start."""
     folders = [path.parent for path in (project_root() / "data" / "reference").glob("*/run.json")]
     found = [(read_run(folder), folder) for folder in folders]
+    found = [(run, folder) for run, folder in found if run["ended"]]  # one that is being measured is none yet
     return [
         folder for run, folder in sorted(found, key=lambda one: one[0]["started"]) if run["group"] == group
     ]

@@ -37,7 +37,8 @@ QEMU_WORDS_BYTES = 16 << 20
 OWN_MEMORY_MIB = 200
 """What QEMU itself takes beside the guest's memory."""
 
-PANIC = re.compile(rb"Kernel panic - not syncing: ([ -~]{0,200})|-- System halted")
+PANIC = re.compile(rb"Kernel panic - not syncing: ([ -~]{200}|[ -~]*(?=[\r\n]))|-- System halted")
+"""Its whole line: the words come over the serial port one by one."""
 BEGIN = re.compile(rb"RSEQLAB-BEGIN (\d{1,4})\n")
 END = re.compile(rb"\nRSEQLAB-END (\d{1,12}) ([0-9a-f]{8})\n\Z")
 FRAME_BYTES = 256
