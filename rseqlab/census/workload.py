@@ -11,6 +11,7 @@ when its parent dies; a keeper outside that group kills what got away from all t
 
 import contextlib
 import ctypes
+import errno
 import os
 import pwd
 import random
@@ -188,9 +189,14 @@ def libc_size(pid: int) -> int | None:
     """``__rseq_size`` in a running process that has this process's libc; None where it has another or none."""
     if (place := _libc_size_place()) is None or (base := _base(pid, place[0])) is None:
         return None
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        memory.seek(base + place[1])
-        return int.from_bytes(memory.read(4), "little")
+    try:
+        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+            memory.seek(base + place[1])
+            return int.from_bytes(memory.read(4), "little")
+    except OSError as error:
+        if error.errno == errno.EIO:  # it has executed another program since its mappings were read
+            return None
+        raise
 
 
 def registration(*pids: int) -> Registration:
