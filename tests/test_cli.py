@@ -20,7 +20,9 @@ from rseqlab.study.run import reference_runs
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli"]
 SANDBOX = Path(__file__).with_name("sandbox.py")
-NEED_RSEQ = {name for name, one in catalogue().items() if REGISTRATION in one.needs}
+NEED_RSEQ = {
+    name for name, one in catalogue().items() if REGISTRATION in one.needs and one.group == "machine"
+}
 
 
 def lab(*arguments, denied=None, **environment) -> subprocess.CompletedProcess:
