@@ -218,6 +218,7 @@ def options(run: StudyRun) -> list[str]:
     ]
 
 
+SHORT_VERDICT = {workloads.NULL: "none shown", workloads.FEW: "too few"}
 SHORT = {"works": "ok", "SILENT": "S", "CRASH": "C", "refused": "r"}
 
 
@@ -288,14 +289,14 @@ def census(run: StudyRun) -> list[str]:
             f"{one.ratio.median:.3f}",
             f"[{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
             one.ratio.samples,
-            one.verdict,
+            SHORT_VERDICT.get(one.verdict, SHORT_VERDICT.get(one.verdict, one.verdict)),
         )
         for one in found
     ]
     return [
         *parts,
         paragraph("Work per second with libc's registration, as a multiple of that without, interleaved:"),
-        columns(("", "x off", "95 %", "pairs", "verdict"), rows),
+        columns(("", "x off", "95 %", "pairs", "effect"), rows),
         *(paragraph(line) for line in workloads.sentences(run).lines if "Envoy" in line),
         "  $ make workloads && rseqlab run --profile full workload-NAME...",
     ]
