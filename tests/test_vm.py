@@ -1,5 +1,6 @@
 """Kernels in QEMU: what is fetched, what boots, and what a hostile guest, image or package source can do."""
 
+import contextlib
 import functools
 import json
 import os
@@ -148,11 +149,14 @@ def test_kvm_is_tried_with_a_kernel_and_the_answer_is_kept(guests):
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [one for one in found if b"-initrd" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    """Its guests; a child may end between two looks."""
+    found = []
+    with contextlib.suppress(OSError):
+        for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                if b"-initrd" in Path(f"/proc/{one}/cmdline").read_bytes():
+                    found.append(int(one))
+    return found
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
