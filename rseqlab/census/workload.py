@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from rseqlab import native
+from rseqlab.lab import bundle
 from rseqlab.lab.child import Failed
 from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build, cache_folder
 from rseqlab.lab.experiment import LINUX, REGISTRATION, Column, Experiment, Need, Part, Task
@@ -109,20 +111,8 @@ def wheel(name: str, sign: str) -> Need:
 
 # --- the switch, checked --------------------------------------------------------------------------
 
-PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH, PTRACE_GET_RSEQ_CONFIGURATION = 0x4206, 0x4207, 17, 0x420F
-WALL = 0x40000000
-
-
-class _Configuration(ctypes.Structure):
-    """struct ptrace_rseq_configuration of linux/ptrace.h."""
-
-    _fields_ = (
-        ("pointer", ctypes.c_uint64),
-        ("size", ctypes.c_uint32),
-        ("signature", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("pad", ctypes.c_uint32),
-    )
+STOP_TIMEOUT_MS = 2000
+"""So long a thread may take to stand still for a question."""
 
 
 @dataclass(frozen=True)
@@ -136,29 +126,13 @@ class Registration:
     """Of one thread; None where no thread has an area."""
 
 
-def _ptrace(request: int, tid: int, first: int = 0, second: object = None) -> int:
-    call = ctypes.CDLL(None, use_errno=True).ptrace
-    call.restype = ctypes.c_long
-    call.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-    answer = call(request, tid, first, second)
-    if answer < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"ptrace({request:#x}) of thread {tid}: {os.strerror(number)}")
-    return answer
-
-
 def _area_of(tid: int) -> tuple[int, int]:
     """(address, bytes) of a thread's area, (0, 0) for none. The thread stands still for the question only."""
-    _ptrace(PTRACE_SEIZE, tid)
-    try:
-        _ptrace(PTRACE_INTERRUPT, tid)
-        os.waitpid(tid, WALL)
-        found = _Configuration()
-        _ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, ctypes.sizeof(found), ctypes.byref(found))
-        return found.pointer, found.size
-    finally:
-        with contextlib.suppress(OSError):
-            _ptrace(PTRACE_DETACH, tid)
+    ffi, lib = native.core()
+    answer = ffi.new("struct rl_inspection *")
+    if error := -lib.rl_inspect(tid, STOP_TIMEOUT_MS, answer):
+        raise OSError(error, f"PTRACE_GET_RSEQ_CONFIGURATION of thread {tid}: {os.strerror(error)}")
+    return answer.configuration.pointer, answer.configuration.size_bytes
 
 
 @cache
@@ -203,7 +177,7 @@ def registration(*pids: int) -> Registration:
     """Asks the kernel about every thread of running processes, and the first one's libc about itself."""
     areas = []
     for task in sorted(path for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()):
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # a thread that has ended since
+        with contextlib.suppress(ProcessLookupError):  # a thread that has ended since
             areas.append(_area_of(int(task.name)))
     if not areas:
         raise Failed(f"process {pids[0]} ended before the kernel could be asked about its threads")
@@ -628,8 +602,8 @@ def _shuffled(draw: random.Random, things) -> list:
 
 
 def printable(text: str | None) -> str | None:
-    """A program's words, fit for a bundle: no control characters, of a bounded length."""
-    return text and "".join(letter if letter.isprintable() else " " for letter in text)[:300].strip()
+    """A program's words, fit for a bundle, of a bounded length."""
+    return text and bundle.printable(text)[:300].strip()
 
 
 def _row(

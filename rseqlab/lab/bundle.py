@@ -72,6 +72,11 @@ def _cannot(verb: str, path: Path, error: OSError) -> str:
     return f"Could not {verb} {path}: {error.strerror}. Choose a folder that is writable and has space (--out DIR)."
 
 
+def printable(text: str) -> str:
+    """Words from outside as a cell may hold them: what is no printable character becomes a space."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return ""

@@ -15,6 +15,7 @@ from rseqlab.census.workload import COUNTED
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
 from rseqlab.lab.stats import Interval
+from rseqlab.study import tables
 from rseqlab.study.claims import samples
 from rseqlab.study.figures import _INK, BLUE, ORANGE, Figure, _finish, _shows_missing
 from rseqlab.study.run import NotMeasured, StudyRun
@@ -140,22 +141,11 @@ def missing(run: StudyRun) -> list[NotMeasured]:
     return found
 
 
-def _shows_missing_table(function):
-    def table(run: StudyRun) -> Table | NotMeasured:
-        try:
-            return function(run)
-        except NotMeasured as reason:
-            return reason
-
-    table.__doc__ = function.__doc__
-    return table
-
-
 def _interval(found: Interval) -> str:
     return f"{found.median:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
-@_shows_missing_table
+@tables._shows_missing
 def table(run: StudyRun) -> Table:
     """Speed with rseq on and off, the ratio, the control, memory, and how often libc was asked for the CPU."""
     found = effects(run)
@@ -244,7 +234,7 @@ def forest(run: StudyRun) -> Figure:
     )
 
 
-@_shows_missing_table
+@tables._shows_missing
 def collision(run: StudyRun) -> Table:
     """Envoy where libc owns the area and where it does not: by the kernel, and in the program's own words."""
     rows = run.table(ENVOY)
@@ -273,7 +263,7 @@ def _spans(some: pd.Series, whole: pd.Series) -> str:
     return ", ".join(pairs)
 
 
-@_shows_missing_table
+@tables._shows_missing
 def switches(run: StudyRun) -> Table:
     """That the switch did switch: whose the areas were in every run, as the kernel and libc answered."""
     run.of_group(GROUP)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from rseqlab.errors import LabError
 from rseqlab.lab import child
+from rseqlab.lab.bundle import printable
 from rseqlab.vm import cache, image
 from rseqlab.vm.kernels import Kernel
 
@@ -103,7 +104,7 @@ def rows(outcome: Outcome) -> list[dict]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(_plain(value) for value in (*row, *row.values())):
-            raise RowsError(f"Line {number} of a guest's results is no row: {_printable(line)[:120]!r}.")
+            raise RowsError(f"Line {number} of a guest's results is no row: {printable(line)[:120]!r}.")
         found.append(row)
     return found
 
@@ -112,10 +113,6 @@ def _plain(value: object) -> bool:
     if isinstance(value, int | float):
         return abs(value) < 1 << 64  # neither infinite nor a number of thousands of digits
     return value is None or (isinstance(value, str) and value.isprintable())
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @once
@@ -412,7 +409,7 @@ class _Running:
         self.console += data
         if not self.verdict and (found := PANIC.search(self.console, searched_from)):
             said = (found[1] or found[0]).decode("ascii", "replace").strip()
-            self.verdict = ("panic", f"the kernel panicked: {_printable(said)}")
+            self.verdict = ("panic", f"the kernel panicked: {printable(said)}")
             self.deadline = min(self.deadline, time.monotonic() + 0.5)  # for what it still says
         if len(self.console) > 2 * CONSOLE_LIMIT_BYTES:  # the first half stays, of the rest the newest
             del self.console[CONSOLE_LIMIT_BYTES // 2 : -CONSOLE_LIMIT_BYTES // 2]
@@ -482,7 +479,7 @@ class _Running:
 
     def _unfinished(self, in_time: bool, code: int | None) -> tuple[str, str]:
         self.qemu_words.seek(0)
-        words = _printable(self.qemu_words.read(2000).decode(errors="replace").strip().rpartition("\n")[2])[
+        words = printable(self.qemu_words.read(2000).decode(errors="replace").strip().rpartition("\n")[2])[
             :300
         ]
         if in_time and code and not self.console and not self.results:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rseqlab.errors import LabError
+from rseqlab.lab import bundle
 from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import Column, Part
 from rseqlab.vm import boot, kernels, programs
@@ -98,7 +99,7 @@ def boot_all(wanted: Sequence[boot.Guest]) -> Iterator[tuple[boot.Guest, boot.Ou
 
 def printable(text: str, most: int = 200) -> str:
     """A guest's words as a cell may hold them."""
-    return "".join(one if one.isprintable() else " " for one in text)[:most].strip() or "nothing"
+    return bundle.printable(text)[:most].strip() or "nothing"
 
 
 def why(outcome: boot.Outcome) -> str:
