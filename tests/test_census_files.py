@@ -309,6 +309,14 @@ def test_names_reach_neither_terminal_nor_json_raw(tmp_path):
     assert printable("\x1b\udcff") == "\\x1b\\udcff"
 
 
+def test_a_path_that_is_not_there_is_wrong_use(tmp_path):
+    absent = str(tmp_path / "\x1babsent")
+    command = [sys.executable, "-m", "rseqlab.cli", "census", str(tmp_path), absent, "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 2 and json.loads(said.stdout)["kind"] == "usage"
+    assert "absent" in said.stderr and "\x1b" not in said.stderr
+
+
 def test_every_class_and_rule_is_stated_in_the_document(tmp_path):
     document = census(tmp_path)
     assert [one["class"] for one in document["classes"]] == list(CLASSES)

@@ -295,6 +295,14 @@ def test_hostile_names_reach_neither_terminal_nor_document(program):
     assert found["name"] == "\\x1b[31m<b>\\n[x]"
 
 
+def test_a_process_that_is_not_there_is_wrong_use():
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    command = [sys.executable, "-m", "rseqlab.cli", "census", "--live", "--pid", str(ended.pid), "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 2 and "no such process" in json.loads(said.stdout)["message"]
+
+
 def test_what_is_gone_is_counted():
     with subprocess.Popen(["sleep", "60"]) as one:
         one.kill()

@@ -1,5 +1,6 @@
 """census: who uses rseq, in files, in running processes, in packages."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,9 @@ def census(
 def _files(paths: list[str], workers: int | None, as_json: bool) -> None:
     from rseqlab.census.scan import scan
 
+    if absent := [path for path in paths if not os.path.lexists(path)]:
+        names = ", ".join(map(printable, absent))
+        raise UsageError(f"There is no {names}; nothing was scanned. Name files and folders that exist.")
     with err.status("Reading") as status:
         document = scan(paths, workers, lambda files: status.update(f"Reading: {files} files are done"))
     if as_json:
@@ -141,6 +145,8 @@ def _live(pids: list[int] | None, workers: int | None, as_json: bool) -> None:
     from rseqlab.census import process
     from rseqlab.census.scan import scan
 
+    if absent := [str(one) for one in pids or () if not os.path.exists(f"/proc/{one}")]:
+        raise UsageError(f"--pid {', '.join(absent)}: no such process; nothing was asked.")
     with err.status("Asking every thread") as status:
 
         def join(paths: list[str]) -> dict:

@@ -294,16 +294,13 @@ def _gather(chosen_libcs: list[str], archs: list[str], offline: bool) -> None:
     """Fetch what the run needs and is not cached, unless the user wants to stay offline."""
     from rseqlab.vm import kernels, libcs, stock
 
+    libcs.choose(chosen_libcs, offline)  # first: a wrong one is said before anything is fetched
     if offline:
-        absent = [
-            f"{name} {arch}"
-            for name, arch in (*kernels.not_here(), *([] if chosen_libcs else libcs.not_here()))
-        ]
+        absent = [f"{name} {arch}" for name, arch in (*kernels.not_here(), *libcs.not_here())]
         if absent:
             err.print(f"Not cached, so not measured: {escape(', '.join(absent))}.", soft_wrap=True)
     wanted = [] if offline else [one for one in kernels.not_here() if one[1] in archs]
-    others = [] if offline or chosen_libcs else [one for one in libcs.not_here() if one[1] in archs]
+    others = [] if offline else [one for one in libcs.not_here() if one[1] in archs]
     if wanted or others:
         with _progress(stock.STEPS) as show:
             stock.fetch(wanted, others, show)
-    libcs.choose(chosen_libcs, offline)

@@ -25,7 +25,8 @@ def answer() -> Sentences:
         (
             f"{len({row['project'] for row in users})} projects use rseq or register areas, tests left out; of "
             f"{len(strong)} the source code or a built file was read, the others rest on a change or on words.",
-            f"{before} of their first dates lie before glibc 2.35 registered and {after} after it; in libc's area work "
+            f"Counted by project and by whose area it uses, {before} first dates lie before glibc 2.35 registered and "
+            f"{after} after it; in libc's area work "
             f"{counted['libc'][0]} of the first and {counted['libc'][1]} of the second.",
             "Fields, by the number of rows that read or write them: "
             + ", ".join(f"{name} {count}" for name, count in fields.items() if name != "none")
