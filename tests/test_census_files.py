@@ -339,5 +339,5 @@ def test_precision_and_recall_are_counted_by_class_and_name_each_package_that_is
     found = compare(document, expected)["classes"]
     assert (found["registers"]["precision"], found["registers"]["recall"]) == (1.0, 0.5)
     assert found["none"]["precision"] == 0.0 and found["none"]["recall"] is None
-    with pytest.raises(LabError, match="b.deb"):
+    with pytest.raises(LabError, match=r"b\.deb"):
         compare(document, [*expected, {"package": "b.deb", "file": "x", "expected": "none"}])

@@ -25,7 +25,14 @@ FAILED_CODE = 3
 ENTRY = "from rseqlab.lab import child; child.main()"
 """Not ``-m``: this module must be the one that experiments import :class:`Failed` from."""
 
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ")
+KEPT_VARIABLES = (
+    *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ"),
+    *(
+        "HOME",
+        "XDG_CACHE_HOME",
+        "XDG_DATA_HOME",
+    ),  # where an installed package keeps what it compiles and measures
+)
 """What a child inherits; all else in its environment is stated by the part."""
 
 
