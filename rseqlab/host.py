@@ -65,8 +65,12 @@ def facts() -> tuple[dict[str, object], dict[str, str]]:
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """The kernel's list format, such as ``0-2,5``, as numbers."""
-    cpus = []
+    """The kernel's list format, such as ``0-2,5``, as numbers.
+
+    >>> parse_cpu_list("0-2,5")
+    [0, 1, 2, 5]
+    """
+    cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         cpus.extend(range(int(first), int(last or first) + 1))

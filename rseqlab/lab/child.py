@@ -64,6 +64,12 @@ class Child:
         self.timeout_s = timeout_s
         self.outcome: Outcome | None = None
 
+    @property
+    def ended(self) -> Outcome:
+        """The outcome, once the rows were iterated over."""
+        assert self.outcome is not None, "the child was not waited for"
+        return self.outcome
+
     def __iter__(self) -> Iterator[dict]:
         started = time.monotonic()
         read_end, write_end = os.pipe()
@@ -81,6 +87,7 @@ class Child:
             finally:
                 os.close(write_end)
             try:
+                assert process.stdin is not None  # it is a pipe
                 with contextlib.suppress(BrokenPipeError), process.stdin:
                     process.stdin.write(json.dumps(self.request).encode())
                 in_time = yield from self._rows(rows, started + self.timeout_s)

@@ -1,6 +1,7 @@
 """Runs experiments into a bundle: one child per part, every row kept as it comes, resumable."""
 
 import hashlib
+import inspect
 import os
 import platform
 import re
@@ -61,7 +62,10 @@ MEASURING_CODE = (
 
 def code_digest(experiment: Experiment) -> str:
     """Names the code that makes an experiment's rows. Where it changed, rows made before are stale."""
-    files = [Path(sys.modules[experiment.module].__file__), *(PACKAGE / name for name in MEASURING_CODE)]
+    files = [
+        Path(inspect.getfile(sys.modules[experiment.module])),
+        *(PACKAGE / name for name in MEASURING_CODE),
+    ]
     native = (PACKAGE / "native").rglob("*")
     files += sorted(path for path in native if path.suffix in (".c", ".h") or path.name == "build.py")
     files += [PACKAGE / name for name in experiment.sources]
@@ -294,7 +298,7 @@ def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int,
         for row in child:
             writer.append(part.id, row, experiment.key)
             progress(experiment.name, len(writer.keys), expected)
-        outcome = child.outcome
+        outcome = child.ended
     return {
         "status": outcome.status,
         "reason": _redact(outcome.reason) if outcome.reason else None,
