@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import STAGES
 
 import rseqlab
 
@@ -71,6 +72,14 @@ def test_conda_environment_states_the_same_dependencies():
     assert environment["python"] == PROJECT["project"]["requires-python"].removeprefix(">=")
     expected = {CONDA_NAMES.get(name, name): bound for name, bound in stated().items()}
     assert {name: bound for name, bound in environment.items() if name not in CONDA_ONLY} == expected
+
+
+def test_every_stage_has_its_tests_and_is_run():
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    named = [name for names in STAGES.values() for name in names]
+    assert len(named) == len(set(named)) and set(named) < files
+    order = re.search(r"^for part in (.*); do$", (ROOT / ".ci" / "run").read_text(), re.M)[1].split()
+    assert order == list(STAGES)
 
 
 def test_the_extra_all_is_every_other_extra():
