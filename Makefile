@@ -7,7 +7,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test bench kernel lab setup deps workloads reference lock clean
+.PHONY: help report test bench kernel lab setup deps workloads reference lock clean \
+	lint types api wheels nightly
 
 help:    ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -16,8 +17,24 @@ report: setup  ## Measure on this machine (again only what is not measured yet) 
 	.venv/bin/rseqlab run --profile quick --resume
 	.venv/bin/rseqlab report
 
-test: setup    ## Run the tests
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+test: setup    ## Run the tests (STAGE=NAME: only those of a stage; tests/conftest.py lists them)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(if $(STAGE),--stage $(STAGE))
+
+lint: setup    ## Check style and format (ruff)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+
+types: setup   ## Check types (mypy; pyproject.toml says which rooms)
+	.venv/bin/python -m mypy
+
+api: setup     ## Write build/api, the reference made of docstrings
+	.venv/bin/python tools/api.py
+
+wheels: setup  ## Build a wheel for x86_64 and one for aarch64 into build/wheels (needs the aarch64 compiler)
+	.venv/bin/python tools/wheels.py
+
+nightly: setup ## All tests and what takes long: more attacks, repeats, programs, kernels, wheels, reference
+	tools/nightly
 
 bench: setup   ## Time every operation (OUT=FILE), and compare with an earlier time (AGAINST=FILE)
 	.venv/bin/rseqlab bench $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))

@@ -61,6 +61,9 @@ def accepted_length(length_bytes: int, feature_bytes: int) -> bool:
 
     ``feature_bytes`` is AT_RSEQ_FEATURE_SIZE, 0 where the kernel gives none (before 6.3: 32 only).
     Source: rseq_length_valid and its predecessors in kernel/rseq.c, ee3e3ac05c26.
+
+    >>> accepted_length(32, 33), accepted_length(28, 28), accepted_length(64, 0)
+    (True, False, False)
     """
     if length_bytes == ORIGINAL_SIZE_BYTES:
         return True
@@ -68,7 +71,11 @@ def accepted_length(length_bytes: int, feature_bytes: int) -> bool:
 
 
 def required_alignment_bytes(length_bytes: int, auxv_align_bytes: int) -> int:
-    """The alignment that the kernel asks of an area registered at this length (same source)."""
+    """The alignment that the kernel asks of an area registered at this length (same source).
+
+    >>> required_alignment_bytes(32, 64), required_alignment_bytes(64, 64)
+    (32, 64)
+    """
     if length_bytes == ORIGINAL_SIZE_BYTES or not auxv_align_bytes:
         return ORIGINAL_SIZE_BYTES
     return auxv_align_bytes
@@ -115,7 +122,11 @@ def active_size_of_libc(libc_size_bytes: int, auxv_feature_bytes: int) -> Active
 
 
 def active_size_of_registration(length_bytes: int, auxv_feature_bytes: int) -> ActiveSize:
-    """What a registration of ``length_bytes`` keeps live on this kernel."""
+    """What a registration of ``length_bytes`` keeps live on this kernel.
+
+    >>> active_size_of_registration(32, 0).feature_bytes, active_size_of_registration(32, 28).feature_bytes
+    (20, 28)
+    """
     kernel_bytes = auxv_feature_bytes or ORIGINAL_FEATURE_BYTES
     if length_bytes > ORIGINAL_SIZE_BYTES:
         return ActiveSize(

@@ -33,6 +33,15 @@ ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "a
 """The lab's spelling for what platforms call themselves."""
 
 
+def user_folder(variable: str, below_home: str) -> Path:
+    """The reader's own folder for this package: in what an XDG variable names, or in its usual place.
+
+    A relative path in the variable is not one, as the XDG base directory specification has it.
+    """
+    given = Path(os.environ.get(variable) or ".")
+    return (given if given.is_absolute() else Path.home() / below_home) / "rseqlab"
+
+
 def _fact(function):
     _FACTS[function.__name__.strip("_")] = function
     return function
@@ -56,8 +65,12 @@ def facts() -> tuple[dict[str, object], dict[str, str]]:
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """The kernel's list format, such as ``0-2,5``, as numbers."""
-    cpus = []
+    """The kernel's list format, such as ``0-2,5``, as numbers.
+
+    >>> parse_cpu_list("0-2,5")
+    [0, 1, 2, 5]
+    """
+    cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         cpus.extend(range(int(first), int(last or first) + 1))

@@ -338,11 +338,11 @@ _BY_OPTION = {
 
 def layout(option: str | None = None, feature_bytes: int | None = None, release: str | None = None) -> Layout:
     """:func:`of_option` or :func:`of_release`, whichever is asked for."""
-    if (option is None) is (release is None):
-        raise UsageError("Name an option or a kernel release, one of the two.")
-    if release is not None:
+    if release is not None and option is None:
         return of_release(release)
-    return of_option(option, feature_bytes or RESERVED.end_bytes)
+    if option is not None and release is None:
+        return of_option(option, feature_bytes or RESERVED.end_bytes)
+    raise UsageError("Name an option or a kernel release, one of the two.")
 
 
 def every() -> list[Layout]:

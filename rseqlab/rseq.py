@@ -210,6 +210,8 @@ class Area:
         self.active = active
         """The live bytes and the rule that says so."""
         self.registered = True
+        self.signature: int | None = None
+        """What unregistering must repeat; None where it was libc that registered."""
         self._memory = memory
 
     @property
@@ -304,13 +306,12 @@ class Area:
 
 def attach() -> Area:
     """libc's area of the calling thread. Raises NotRegistered, saying why, where libc has none."""
-    state = owner()
-    if state.owner != "libc":
+    state, exported = owner(), libc()
+    if state.owner != "libc" or exported is None:
         raise NotRegistered(
             f"attach() wants libc's area; the owner here is {state.owner}: {state.rule}. "
             "Start the process with GLIBC_TUNABLES=glibc.pthread.rseq=1, or use register()."
         )
-    exported = libc()
     active = abi.active_size_of_libc(exported.size_bytes, auxv()[0])
     return Area(_thread_pointer() + exported.offset_bytes, "libc", None, active)
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,53 @@ CHROMIUM_ARGUMENTS = (
 )
 PATIENCE = int(os.environ.get("RSEQLAB_TEST_PATIENCE", 1))
 """Factor of the deadlines of what tests start: more where the machine is emulated. No deadline is a measurement."""
+
+
+STAGES = {
+    "unit": (),
+    "native": (
+        "native",
+        "rseq",
+        "percpu",
+        "counted",
+        "counts",
+        "peers",
+        "child",
+        "experiments",
+        "run",
+        "bench",
+    ),
+    "attack": ("attack",),
+    "options": ("options", "costs", "layout"),
+    "notebooks": ("notebooks", "cli", "compare", "judgement"),
+    "browser": ("published", "report"),
+    "kernels": ("vm", "guest_suite", "kernels_probe", "slice"),
+    "programs": ("workloads", "census_files", "census_live", "census_packages", "census_trace"),
+    "package": ("wheels", "contributing", "doctests"),
+}
+"""`--stage NAME` runs these files, in the order in which continuous integration does; all others are `unit`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """One option: the stage."""
+    parser.addoption(
+        "--stage", choices=tuple(STAGES), help="only the tests of this stage (tests/conftest.py)"
+    )
+
+
+def stage_of(path: Path) -> str:
+    """The stage of a test file."""
+    name = path.stem.removeprefix("test_")
+    return next((stage for stage, names in STAGES.items() if name in names), "unit")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Only those of the stage, where one is named."""
+    wanted = config.getoption("--stage")
+    if wanted is not None:
+        others = [item for item in items if stage_of(item.path) != wanted]
+        items[:] = [item for item in items if stage_of(item.path) == wanted]
+        config.hook.pytest_deselected(items=others)
 
 
 def require_or_skip(present: bool, what: str, remedy: str) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from accessibility import barriers
 
 from rseqlab.lab import bundle
 from rseqlab.study import publish
@@ -40,6 +41,14 @@ def test_opens_offline_silently_and_fits(browser, page, width):
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.locator("figure svg[role=img][aria-label]").count() >= 3
     assert tab.locator(".rl-verdict").count() > 10
+    tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser, page, scheme):
+    tab, _, _ = visit(browser, page, 1400)
+    tab.emulate_media(color_scheme=scheme)
+    assert barriers(tab) == []
     tab.context.close()
 
 

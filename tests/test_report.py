@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from accessibility import barriers
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from rseqlab.study import report
@@ -465,6 +466,18 @@ def test_text_has_enough_contrast(opened, scheme):
     page = opened(color_scheme=scheme).page
     page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     assert page.evaluate(LOW_CONTRAST) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_axe_finds_no_barrier(opened, scheme, viewport):
+    assert barriers(opened(viewport, color_scheme=scheme).page) == []
+
+
+def test_axe_would_find_one(opened):
+    page = opened().page
+    page.evaluate("document.querySelector('main').insertAdjacentHTML('beforeend', '<input type=text>')")
+    assert any("label" in barrier for barrier in barriers(page))
 
 
 def test_drawings_are_drawn(opened):

@@ -1,6 +1,7 @@
 """The set-up: three statements of the dependencies agree, and what is missing is named rightly."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import STAGES
+
+import rseqlab
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
@@ -38,7 +42,7 @@ bootstrap = load_bootstrap()
 
 def bounds(requirements):
     """{name: lower bound, as written}; the project states lower bounds only."""
-    split = [requirement.partition(">=") for requirement in requirements]
+    split = [one.partition(">=") for one in requirements if not one.startswith("rseqlab[")]
     return {name.strip().lower(): bound.strip() for name, _, bound in split}
 
 
@@ -62,10 +66,43 @@ def locked():
 
 
 def test_conda_environment_states_the_same_dependencies():
-    environment = bounds(yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"])
+    entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    from_pip = next(entry["pip"] for entry in entries if isinstance(entry, dict))
+    environment = bounds([*(entry for entry in entries if isinstance(entry, str)), *from_pip])
     assert environment["python"] == PROJECT["project"]["requires-python"].removeprefix(">=")
     expected = {CONDA_NAMES.get(name, name): bound for name, bound in stated().items()}
     assert {name: bound for name, bound in environment.items() if name not in CONDA_ONLY} == expected
+
+
+def test_every_stage_has_its_tests_and_is_run():
+    files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    named = [name for names in STAGES.values() for name in names]
+    assert len(named) == len(set(named)) and set(named) < files
+    order = re.search(r"^for part in (.*); do$", (ROOT / ".ci" / "run").read_text(), re.M)[1].split()
+    assert order == list(STAGES)
+
+
+def test_the_extra_all_is_every_other_extra():
+    extras = dict(PROJECT["project"]["optional-dependencies"])
+    assert extras.pop("all") == [f"rseqlab[{','.join(sorted(extras))}]"]
+    assert set(extras["cluster"]) <= set(extras["test"]), "the tests need a cluster"
+
+
+def test_the_version_stands_in_one_place_and_is_repeated_rightly():
+    assert "version" not in PROJECT["project"] and "version" in PROJECT["project"]["dynamic"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == rseqlab.__version__ == importlib.metadata.version("rseqlab")
+    newest = re.search(
+        r"^## (\S+) \((not released|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert newest[1] == rseqlab.__version__
+
+
+def test_the_citation_has_what_its_format_requires():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0" and citation["license"] == PROJECT["project"]["license"]
+    assert citation["title"] and citation["message"] and citation["type"] == "software"
+    assert all(author["name"] for author in citation["authors"])
 
 
 def test_lock_covers_every_dependency_within_its_bounds():

@@ -28,7 +28,7 @@ import rseqlab
 from rseqlab.census.process import printable
 from rseqlab.errors import LabError, UsageError
 from rseqlab.lab import bundle
-from rseqlab.lab.runner import project_root
+from rseqlab.lab.runner import runs_folder
 
 RECORDS = "packages.jsonl"
 MOST_SENT_BYTES = 256 << 20
@@ -624,7 +624,7 @@ def census_archives(
 
 def new_folder() -> Path:
     """Where a bundle of packages goes that nobody named: among the runs, by the time."""
-    return project_root() / "runs" / time.strftime("packages-%Y%m%dT%H%M%SZ", time.gmtime())
+    return runs_folder() / time.strftime("packages-%Y%m%dT%H%M%SZ", time.gmtime())
 
 
 def sentences(document: Mapping) -> Iterator[str]:

@@ -9,5 +9,9 @@ def plain(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Controls, line ends, what turns the direction of writing, and halves of surrogates, as escapes."""
+    r"""Controls, line ends, what turns the direction of writing, and halves of surrogates, as escapes.
+
+    >>> printable("red\x1b[31m")
+    'red\\x1b[31m'
+    """
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -15,7 +15,12 @@ from rseqlab.errors import UsageError
 def report(
     run_folder: Run = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where index.html goes; report/ by default.")
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where index.html goes; report/ by default (installed: in the data folder).",
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write it even where nothing changed.")] = False,
     compare: Annotated[
@@ -34,14 +39,14 @@ def report(
             )
         _compare(compare, folder, as_json)
         return
-    from rseqlab.lab.runner import project_root
+    from rseqlab.lab.runner import work_folder
     from rseqlab.progress import progress
     from rseqlab.study import notebook, publish
     from rseqlab.study.run import open_run
 
     found = open_run(run_folder)
     with progress([(path.stem, 5.0) for path in notebook.notebooks()]) as show:
-        path, anew = publish.publish(found, folder or project_root() / "report", force, show)
+        path, anew = publish.publish(found, folder or work_folder() / "report", force, show)
     if as_json:
         print_json(
             {
@@ -215,14 +220,14 @@ def evidence(
 
 def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:
     """`report --compare`: one page of runs side by side."""
-    from rseqlab.lab.runner import project_root
+    from rseqlab.lab.runner import work_folder
     from rseqlab.study import report as page
     from rseqlab.study.compare import Comparison, open_runs
 
     with err.status("Comparing"):
         found = Comparison(open_runs(folders))
         html = page.render([("side by side", found.notebook())], found.identity())
-        path = page.write(html, (folder or project_root() / "report") / "compare.html")
+        path = page.write(html, (folder or work_folder() / "report") / "compare.html")
     if as_json:
         print_json({"schema": "rseqlab/compare", "version": 1, "path": str(path), **found.document()})
         return

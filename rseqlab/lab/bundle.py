@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO
 
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Column, Experiment
@@ -173,7 +172,7 @@ def _members(directory: Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
     """A plain file of bearable size, or BundleError: a bundle may come from anywhere."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

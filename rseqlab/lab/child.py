@@ -25,7 +25,14 @@ FAILED_CODE = 3
 ENTRY = "from rseqlab.lab import child; child.main()"
 """Not ``-m``: this module must be the one that experiments import :class:`Failed` from."""
 
-KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ")
+KEPT_VARIABLES = (
+    *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ"),
+    *(
+        "HOME",
+        "XDG_CACHE_HOME",
+        "XDG_DATA_HOME",
+    ),  # where an installed package keeps what it compiles and measures
+)
 """What a child inherits; all else in its environment is stated by the part."""
 
 
@@ -57,6 +64,12 @@ class Child:
         self.timeout_s = timeout_s
         self.outcome: Outcome | None = None
 
+    @property
+    def ended(self) -> Outcome:
+        """The outcome, once the rows were iterated over."""
+        assert self.outcome is not None, "the child was not waited for"
+        return self.outcome
+
     def __iter__(self) -> Iterator[dict]:
         started = time.monotonic()
         read_end, write_end = os.pipe()
@@ -74,6 +87,7 @@ class Child:
             finally:
                 os.close(write_end)
             try:
+                assert process.stdin is not None  # it is a pipe
                 with contextlib.suppress(BrokenPipeError), process.stdin:
                     process.stdin.write(json.dumps(self.request).encode())
                 in_time = yield from self._rows(rows, started + self.timeout_s)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import rseqlab
+from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
 
@@ -49,10 +50,13 @@ class Target:
 
 
 def cache_folder() -> Path:
-    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout."""
-    from rseqlab.lab.runner import project_root  # not above: it brings jsonschema, and children import this
+    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout, or ``compiled`` in the reader's cache folder."""
+    from rseqlab.lab.runner import CHECKOUT  # not above: it brings jsonschema, and children import this
 
-    return Path(os.environ.get("RSEQLAB_CACHE") or project_root() / "build" / "compiled")
+    if given := os.environ.get("RSEQLAB_CACHE"):
+        return Path(given)
+    home = CHECKOUT / "build" if CHECKOUT else host.user_folder("XDG_CACHE_HOME", ".cache")
+    return home / "compiled"
 
 
 FILLED_BY = "filled-by.json"

@@ -94,10 +94,17 @@ def missing(arch: str) -> str | None:
     return None
 
 
+def _required(arch: str) -> str:
+    """The emulator where there must be one. Raises CountError."""
+    if (found := emulator(arch)) is None:
+        raise CountError(missing(arch) or f"no emulator of {arch}")
+    return found
+
+
 @cache
 def emulator_version(arch: str) -> str:
     said = subprocess.run(
-        [emulator(arch), "--version"], capture_output=True, text=True, timeout=TIMEOUT_S
+        [_required(arch), "--version"], capture_output=True, text=True, timeout=TIMEOUT_S
     ).stdout
     return said.partition("\n")[0]
 
@@ -105,7 +112,7 @@ def emulator_version(arch: str) -> str:
 @cache
 def _one_instruction_a_block(arch: str) -> str:
     """The option by which every block of translated code is one instruction; QEMU 8.1 renamed it."""
-    said = subprocess.run([emulator(arch), "-help"], capture_output=True, text=True, timeout=TIMEOUT_S)
+    said = subprocess.run([_required(arch), "-help"], capture_output=True, text=True, timeout=TIMEOUT_S)
     for option in ("-one-insn-per-tb", "-singlestep"):
         if option in said.stdout + said.stderr:
             return option
@@ -132,7 +139,7 @@ def build(
 
 
 def _run(arch: str, program: Path, options: Sequence[str], arguments: Sequence[str]) -> str:
-    command = [emulator(arch), *options, str(program), *arguments]
+    command = [_required(arch), *options, str(program), *arguments]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

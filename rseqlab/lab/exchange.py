@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from rseqlab.lab import bundle
 from rseqlab.lab.bundle import Bundle, BundleError
@@ -138,7 +139,10 @@ def _unpack(path: Path, folder: Path) -> None:
             raise BundleError(f"{path}: not a file; `rseqlab bundle export` makes archives of runs.")
         if (size := path.stat().st_size) > LARGEST_ARCHIVE_BYTES:
             raise BundleError(f"{path}: {size} bytes; at most {LARGEST_ARCHIVE_BYTES} are read")
-        with gzip.open(path) as file, tarfile.open(fileobj=_Limited(file, path), mode="r|") as archive:
+        with (
+            gzip.open(path) as file,
+            tarfile.open(fileobj=cast(IO[bytes], _Limited(file, path)), mode="r|") as archive,
+        ):
             for number, member in enumerate(archive, 1):
                 name = _member_name(path, member, number)
                 if number > MOST_MEMBERS:

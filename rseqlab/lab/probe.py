@@ -74,9 +74,7 @@ def _ask(function, environment: Mapping[str, str]) -> dict:
     child = Child(function, {}, environment, timeout_s=20)
     rows = list(child)
     return (
-        rows[0]
-        if rows
-        else {"failure": f"the probe ended with {child.outcome.status}: {child.outcome.reason}"}
+        rows[0] if rows else {"failure": f"the probe ended with {child.ended.status}: {child.ended.reason}"}
     )
 
 

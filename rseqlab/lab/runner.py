@@ -1,6 +1,7 @@
 """Runs experiments into a bundle: one child per part, every row kept as it comes, resumable."""
 
 import hashlib
+import inspect
 import os
 import platform
 import re
@@ -25,14 +26,26 @@ RSEQ_FACTS = ("owner", "rule", "libc_size", "registered_size", "live_bytes")
 UNFINISHED = "not finished; rseqlab run --resume goes on"
 
 
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else None
+"""The checkout that this package runs from; None where it is installed from a wheel."""
+
+SHIPPED = "shipped"
+"""Where a wheel has the checkout's ``data`` and ``notebooks``, within the package (setup.py puts them there)."""
+
+
 def project_root() -> Path:
-    """The checkout that this package runs from, or the current folder where it is installed elsewhere."""
-    return PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else Path.cwd()
+    """What ``data`` and ``notebooks`` are read from: the checkout, or the installed package. Not written to."""
+    return CHECKOUT or PACKAGE / SHIPPED
+
+
+def work_folder() -> Path:
+    """What runs and reports are written to: the checkout, or the reader's data folder for an installed package."""
+    return CHECKOUT or host.user_folder("XDG_DATA_HOME", ".local/share")
 
 
 def runs_folder() -> Path:
-    """Where local runs lie: $RSEQLAB_RUNS, or ``runs`` in the checkout."""
-    return Path(os.environ.get("RSEQLAB_RUNS") or project_root() / "runs")
+    """Where local runs lie: $RSEQLAB_RUNS, or ``runs`` in the checkout, or in the reader's data folder."""
+    return Path(os.environ.get("RSEQLAB_RUNS") or work_folder() / "runs")
 
 
 MEASURING_CODE = (
@@ -49,7 +62,10 @@ MEASURING_CODE = (
 
 def code_digest(experiment: Experiment) -> str:
     """Names the code that makes an experiment's rows. Where it changed, rows made before are stale."""
-    files = [Path(sys.modules[experiment.module].__file__), *(PACKAGE / name for name in MEASURING_CODE)]
+    files = [
+        Path(inspect.getfile(sys.modules[experiment.module])),
+        *(PACKAGE / name for name in MEASURING_CODE),
+    ]
     native = (PACKAGE / "native").rglob("*")
     files += sorted(path for path in native if path.suffix in (".c", ".h") or path.name == "build.py")
     files += [PACKAGE / name for name in experiment.sources]
@@ -282,7 +298,7 @@ def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int,
         for row in child:
             writer.append(part.id, row, experiment.key)
             progress(experiment.name, len(writer.keys), expected)
-        outcome = child.outcome
+        outcome = child.ended
     return {
         "status": outcome.status,
         "reason": _redact(outcome.reason) if outcome.reason else None,
@@ -343,7 +359,7 @@ def _steal_percent(before: tuple[int, int] | None, after: tuple[int, int] | None
 
 def private_words(text: str) -> str:
     """``text`` without host name, home and places on this machine's disk: a bundle may be mailed."""
-    for found, put in ((str(project_root()), "."), (sys.prefix, "<python>"), (os.path.expanduser("~"), "~")):
+    for found, put in ((str(work_folder()), "."), (sys.prefix, "<python>"), (os.path.expanduser("~"), "~")):
         if len(found) > 2:
             text = text.replace(found, put)
     if len(platform.node()) > 3:

@@ -66,7 +66,7 @@ class Cell:
         if self.outcome == WORKS:
             word = "works-" if self.manner == WITHOUT else "works"
         else:
-            word = self.manner if self.manner == REFUSED else self.manner.upper()
+            word = REFUSED if self.manner == REFUSED else str(self.manner).upper()
             word += f" {self.bad}/{len(self.rows)}" if self.bad < len(self.rows) else ""
         return f"({word})" if self.emulated else word
 
@@ -178,8 +178,8 @@ def _scenes(place: tuple[str, str], criterion: Criterion, rows: list[Mapping]) -
             rows=keys,
             bad=len(bad),
         )
-    manner = WITHOUT if WITHOUT in manners else None
-    return Cell(*place, WORKS, criterion.experiment, _tell(found, len(rows)), emulated, manner, rows=keys)
+    how = WITHOUT if WITHOUT in manners else None
+    return Cell(*place, WORKS, criterion.experiment, _tell(found, len(rows)), emulated, how, rows=keys)
 
 
 def _tell(found: list[tuple[Mapping, Outcome]], all_: int) -> str:

@@ -277,7 +277,7 @@ def play(
     """
     folder = stage(libraries) if libraries else executable.parent
     command = [str(executable), *steps]
-    variables = dict(os.environ) | (environment or {})
+    variables = {**os.environ, **(environment or {})}
     if libc:
         by = [str(loader(libc)), "--library-path", f"{folder}:{libc}"]
         command = [*by, *command]

@@ -103,7 +103,7 @@ GIVEN_LIBC = "RSEQLAB_LIBC"
 def given_libc(task: Task) -> Path | None:
     """The libc that this part is to run under, where one was named."""
     folder = task.arguments.get("libc")
-    return Path(folder) if folder else None
+    return Path(str(folder)) if folder else None
 
 
 def base(case: Case) -> dict:
@@ -133,7 +133,9 @@ def read(scene: Scene, consumers: int) -> dict:
     """The common columns of what a scene said."""
     start = scene.of("start", "program")
     answers = list(dict.fromkeys(parties.errno_name(line.number("answer")) for line in scene.of("register")))
-    heard = {name: [] for name in dict.fromkeys(line.who for line in scene.of("attach"))}
+    heard: dict[str, list[Line]] = {
+        name: [] for name in dict.fromkeys(line.who for line in scene.of("attach"))
+    }
     for line in scene.of("read"):
         heard.setdefault(line.who, []).append(line)
     states = [_state(scene, name, lines) for name, lines in heard.items()]
@@ -259,7 +261,7 @@ def play_one(arguments: Mapping) -> Iterator[dict]:
         provider = replace(provider, align_bytes=int(arguments["align"]))
     model = (f'-DTLS_MODEL="{arguments["tls_model"]}"',)
     library = Consumer("one", layout, arguments["how"], model)
-    consumers = (library,)
+    consumers: tuple[Consumer, ...] = (library,)
     if binding := BINDINGS[arguments["defines"]]:
         consumers = (Consumer("program", ORIGINAL, "program", (f'-DDEFINES="{binding}"',)), library)
     first = arguments["order"] == "libc first"

@@ -447,6 +447,8 @@ class _Finish:
                 token["name"] = f"h{int(name[1]) + 1}"
             if _attributes(token):
                 token["data"] = {key: self._rewritten(key[1], value) for key, value in token["data"].items()}
+            if name == "img" and kind in ("StartTag", "EmptyTag"):
+                token["data"] = {(None, "alt"): "image without a description", **_attributes(token)}
             if kind == "StartTag" and inside is None and name in self._WIDE:
                 inside = name
                 yield self._container(name, position)

@@ -203,7 +203,11 @@ TABLES = (USAGE, TIMELINE, CONTRADICTIONS)
 
 
 def day(date: str) -> str:
-    """A date of any precision as its last day, so that dates sort: 2026 after 2026-11."""
+    """A date of any precision as its last day, so that dates sort: 2026 after 2026-11.
+
+    >>> day("2026"), day("2026-11")
+    ('2026-99-99', '2026-11-99')
+    """
     parts = date.split("-")
     return "-".join([*parts, *["99"] * (3 - len(parts))])
 

@@ -22,7 +22,7 @@ class CacheError(LabError):
 
 
 def top() -> Path:
-    """``vm`` below $RSEQLAB_CACHE or ``build`` in the checkout."""
+    """``vm`` below $RSEQLAB_CACHE, ``build`` in the checkout, or the reader's cache folder."""
     given = os.environ.get("RSEQLAB_CACHE")
     return (Path(given) if given else compile.cache_folder().parent) / "vm"
 
