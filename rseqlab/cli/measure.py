@@ -131,7 +131,9 @@ def run(
             raise UsageError("--libc is for this machine and --on for others; leave one of them out.")
         return _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json)
     if deadline_s is not None:
-        raise UsageError("--deadline is for the hosts of --on ADDRESS; here each part has a deadline of its own.")
+        raise UsageError(
+            "--deadline is for the hosts of --on ADDRESS; here each part has a deadline of its own."
+        )
     if libc is not None:
         _use_libc(libc, names or [])
     if folder is None:
@@ -200,11 +202,14 @@ def _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json
             text = f"{host['state']:<9}{host['label'] or 'no bundle'}, {passed} of {len(host['experiments'])} passed, {rows} rows"
             out.print(escape(f"{text}{late}{reason}"), highlight=False, soft_wrap=True)
     sound = all(
-        host["state"] == "done" and all(one["status"] in ("pass", "skip") for one in host["experiments"].values())
+        host["state"] == "done"
+        and all(one["status"] in ("pass", "skip") for one in host["experiments"].values())
         for host in document["hosts"]
     )
     if not sound:
-        say(f"Not everything passed on every host; the reasons are above and in the run.json of each host in {folder}.")
+        say(
+            f"Not everything passed on every host; the reasons are above and in the run.json of each host in {folder}."
+        )
         raise typer.Exit(1)
 
 

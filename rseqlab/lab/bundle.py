@@ -117,8 +117,8 @@ class Writer:
         self._append(self._line({name: _cell(values[name]) for name in self.columns}))
         self.keys.add((part, *(_cell(row[name]) for name in key)))
 
-    def append_checked(self, part: str, row: object) -> None:
-        """A row that came from elsewhere. Raises BundleError, and writes nothing, unless every reader will take it."""
+    def check(self, part: str, row: object) -> None:
+        """Raise BundleError unless every reader of the bundle would take this row, which came from elsewhere."""
         where = f"{self.path.name}, a row of {part} from elsewhere"
         columns = self.experiment.columns
         if not isinstance(row, dict) or set(row) != {column.name for column in columns}:
@@ -127,14 +127,11 @@ class Writer:
             value = row[column.name]
             allowed = str if column.kind == "text" else int | float
             if not (value is None or isinstance(value, allowed)) or len(_cell(value)) > LONGEST_CELL:
-                raise BundleError(
-                    f"{where}: {column.name} is no cell of at most {LONGEST_CELL} characters"
-                )
+                raise BundleError(f"{where}: {column.name} is no cell of at most {LONGEST_CELL} characters")
             _value(column, _cell(value), where)
         key = (part, *(_cell(row[name]) for name in self.experiment.key))
         if key in self.keys:
             raise BundleError(f"{where}: the row {key} is there already")
-        self.append(part, row, self.experiment.key)
 
     def _line(self, values: Mapping[str, str]) -> bytes:
         text = io.StringIO()

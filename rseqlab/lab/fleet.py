@@ -41,8 +41,8 @@ PART_GRACE_S = 60
 DEATHS = 2
 """A part is a crash when this many workers have ended while they measured it."""
 
-LATE = 2
-"""A host is a straggler when it takes this many times as long as half of the hosts took, and ten seconds more."""
+LATE, LATE_S = 2, 10
+"""A host is a straggler when it takes this many times as long as half of the hosts took, and these seconds more."""
 
 LEAST_DEADLINE_S = 600
 """Of a fleet that nobody gave a deadline."""
@@ -51,9 +51,20 @@ MOST_ROWS = 100_000
 """Of one part."""
 
 DONE, LOST, GIVEN_UP, REFUSED, INTERRUPTED = "done", "lost", "given up", "refused", "interrupted"
+FAILED = "failed"
+"""What went wrong is here, as a full disk is, and not on the host."""
+
+WHOSE = (eval, "__import__('rseqlab.lab.remote', fromlist=['whose']).whose()")
+"""The first question to a worker. A function of ours would end a worker without rseqlab as it is unpickled."""
+
+STOP_S = 5
+"""How long a worker is waited for that is told to stop."""
 
 Show = Callable[[str, int, int], None]
 Say = Callable[[str], None]
+
+
+SCHEDULER_GONE = "the host was lost: the cluster's scheduler is gone"
 
 
 class _Ended(Exception):
@@ -95,7 +106,12 @@ def connect(address: str):
         raise LabError(
             "--on needs the Python package distributed, which is not installed; `pip install rseqlab[cluster]` adds it."
         ) from None
-    for name in ("distributed", "distributed.client", "tornado", "asyncio"):  # what matters of it is said here
+    for name in (
+        "distributed",
+        "distributed.client",
+        "tornado",
+        "asyncio",
+    ):  # what matters of it is said here
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -137,7 +153,7 @@ class Fleet:
         """
         _check_folder(self.folder, resume)
         self.alive = self.known = set(self.client.nthreads())
-        said = self._ask({one: (remote.whose,) for one in sorted(self.alive)}, ANSWER_S)
+        said = self._ask(dict.fromkeys(sorted(self.alive), WHOSE), ANSWER_S)
         hosts: dict[str, Host] = {}
         for worker, answer in said.items():
             key, reason = _whose(answer)
@@ -167,6 +183,8 @@ class Fleet:
         }
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and not all(one.done() for one in futures.values()):
+            if self.stop.is_set():
+                break
             time.sleep(0.05)
         return {worker: _answer(future, timeout_s) for worker, future in futures.items()}
 
@@ -305,7 +323,9 @@ class Fleet:
 
     def _received(self, event: tuple) -> None:
         """On the client's own thread: rows of a part that is under way."""
-        with suppress(ValueError, TypeError, KeyError, AttributeError):  # who says nonsense is not listened to
+        with suppress(
+            ValueError, TypeError, KeyError, AttributeError
+        ):  # who says nonsense is not listened to
             message = json.loads(event[1])
             self.inboxes[message["token"]].put(message)
 
@@ -329,7 +349,7 @@ class Fleet:
     def _join(self, workers: set[str]) -> None:
         """Workers that came later: those of a host that measures can go on with it."""
         with suppress(Exception):  # where the cluster is gone meanwhile, the hosts say so
-            for worker, answer in self._ask({one: (remote.whose,) for one in workers}, ANSWER_S).items():
+            for worker, answer in self._ask(dict.fromkeys(workers, WHOSE), ANSWER_S).items():
                 key, reason = _whose(answer)
                 for host in self.hosts:
                     if host.key == key and not reason:
@@ -341,7 +361,7 @@ class Fleet:
             return
         usual = statistics.median(took)
         for host in self.hosts:
-            if not host.state and not host.straggled and elapsed_s > LATE * usual + 10:
+            if not host.state and not host.straggled and elapsed_s > LATE * usual + LATE_S:
                 host.straggled = True
                 self.say(
                     f"{host.label} is behind: {host.rows} of {host.expected} rows after {elapsed_s:.0f} s; "
@@ -360,13 +380,13 @@ class Fleet:
             except _Ended as ended:
                 state, reason = ended.state, ended.reason
             except LabError as error:
-                state, reason = REFUSED, _clean(str(error))
+                state, reason = FAILED, _clean(str(error))
             finally:
                 os.close(held)
             if state != INTERRUPTED:
                 self._close(host, reason)
         except Exception as error:  # a fault here or a full disk must be said, not end one thread of many
-            state, reason = REFUSED, _clean(f"{type(error).__name__}: {error}")
+            state, reason = FAILED, _clean(f"{type(error).__name__}: {error}")
         host.reason, host.seconds = reason, round(time.monotonic() - started, 3)
         host.state = state
         if state != DONE:
@@ -439,14 +459,16 @@ class Fleet:
             return _outcome("skip", _clean(part["skip"]), 0.0, part)
         deaths = 0
         while True:
+            if time.monotonic() > deadline:
+                raise _Ended(GIVEN_UP, _too_late(deadline_s))
             worker = self._worker(host)
             if worker != host.surveyor:
                 self._survey_again(host, worker)
             try:
-                answer = self._attempt(
-                    host, worker, experiment, part, writer, deadline, deadline_s, show
-                )
+                answer = self._attempt(host, worker, experiment, part, writer, deadline, deadline_s, show)
             except _WorkerLost:
+                if self.client.status != "running":
+                    raise _Ended(LOST, SCHEDULER_GONE) from None
                 self.alive = self.alive - {worker}
                 deaths += 1
                 if deaths >= DEATHS:
@@ -483,9 +505,16 @@ class Fleet:
     def _survey_again(self, host: Host, worker: str) -> None:
         """Another worker of the host may be confined otherwise: then its rows are of other conditions."""
         (answer,) = self._ask({worker: (remote.survey, *self._asked())}, 3 * ANSWER_S).values()
-        machine, plans = self._surveyed(answer)
+        if self.stop.is_set():
+            raise _Ended(INTERRUPTED, "interrupted")
+        try:
+            machine, plans = self._surveyed(answer)
+        except LabError as error:
+            raise _Ended(LOST, f"the host was lost: of the worker that it has left, {error}") from None
         if runner.identity(machine) != runner.identity(host.machine) or plans != host.plans:
-            raise _Ended(LOST, "the host was lost: the workers that it has left measure under other conditions")
+            raise _Ended(
+                LOST, "the host was lost: the workers that it has left measure under other conditions"
+            )
         host.surveyor = worker
 
     def _asked(self) -> tuple[list[str], str]:
@@ -504,6 +533,8 @@ class Fleet:
             "environment": part["environment"],
             "timeout_s": part["timeout_s"],
         }
+        if self.client.status != "running":
+            raise _Ended(LOST, SCHEDULER_GONE)
         inbox = self.inboxes[token] = queue.SimpleQueue()
         received = 0
 
@@ -515,7 +546,11 @@ class Fleet:
                 raise _Ended(REFUSED, f"it sent more than {MOST_ROWS} rows of one part")
             for row in rows:
                 received += 1
-                writer.append_checked(part["id"], row)
+                try:
+                    writer.check(part["id"], row)
+                except BundleError as error:
+                    raise _Ended(REFUSED, _clean(f"it sent what no bundle takes: {error}")) from None
+                writer.append(part["id"], row, experiment.key)
                 host.rows += 1
             self._progress(host, show)
 
@@ -534,12 +569,12 @@ class Fleet:
             while not future.done():
                 with suppress(queue.Empty):
                     if message := inbox.get(timeout=0.5):
-                        _check(message, "fleet-rows", "rows of a host")
+                        _checked(message, "fleet-rows", "rows of a part")
                         take(message["first"], message["rows"])
                 if self.stop.is_set():
                     raise _Ended(INTERRUPTED, "interrupted")
                 if time.monotonic() > deadline:
-                    raise _Ended(GIVEN_UP, f"it was not done within the fleet's deadline of {deadline_s:g} s")
+                    raise _Ended(GIVEN_UP, _too_late(deadline_s))
                 if time.monotonic() > late:
                     raise _Ended(
                         LOST,
@@ -550,13 +585,11 @@ class Fleet:
             answer = _answer(future, ANSWER_S)
             if isinstance(answer, _WorkerLost):
                 raise answer
-            answer = _document(answer, "fleet-part", "a part's answer")
+            answer = _checked(answer, "fleet-part", "a part's answer")
             answered = True
             if answer["state"] == "measured":
                 take(received, answer["rows"][received:])
             return answer
-        except BundleError as error:
-            raise _Ended(REFUSED, _clean(f"it sent what no bundle takes: {error}")) from None
         finally:
             del self.inboxes[token]
             if not answered:
@@ -573,7 +606,7 @@ class Fleet:
 
         thread = threading.Thread(target=end, daemon=True)
         thread.start()
-        thread.join(5)
+        thread.join(STOP_S)
 
     def _progress(self, host: Host, show: Show, more: int = 0) -> None:
         with self.guard:
@@ -606,6 +639,10 @@ def describe(machine: Mapping) -> str:
     words = re.sub(r"\(.*?\)", "", facts["cpu_model"] or "")
     text = f"{facts['arch']}-{words[:30]}-{cpus}-linux-{kernel}".lower()
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-._")[:90]
+
+
+def _too_late(deadline_s: float) -> str:
+    return f"it was not done within the fleet's deadline of {deadline_s:g} s"
 
 
 def _outcome(status: str, reason: str | None, seconds: float, part: Mapping) -> dict:
@@ -712,6 +749,14 @@ def _document(answer: object, schema: str, where: str) -> dict:
 def _check(document: dict, schema: str, where: str) -> dict:
     bundle.validate(document, schema, where)
     return document
+
+
+def _checked(answer: object, schema: str, where: str) -> dict:
+    """What a host sends while it measures. Raises _Ended."""
+    try:
+        return _check(answer, schema, where) if isinstance(answer, dict) else _document(answer, schema, where)
+    except LabError as error:
+        raise _Ended(REFUSED, _clean(f"it sent what is no answer: {error}")) from None
 
 
 def _clean(text: str) -> str:
