@@ -9,7 +9,7 @@ import pytest
 
 from rseqlab.errors import UsageError
 from rseqlab.lab import bundle
-from rseqlab.study.compare import Comparison, open_runs
+from rseqlab.study.compare import Comparison, letters_of, open_runs
 from rseqlab.study.run import reference_runs
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli", "report"]
@@ -66,6 +66,30 @@ def test_one_page_for_both(compared, other, tmp_path):
     for run in compared.runs:
         assert run.bundle.digest[:12] in page
     assert "Side by side" in page and "<svg" in page and "none was run" not in page
+
+
+def test_any_number_of_runs_stands_on_one_page(other, tmp_path):
+    """Seven: the shipped run, five of the same machine again, and the other machine."""
+    folders = [reference_runs()[-1], other]
+    for number in range(5):
+        folder = shutil.copytree(reference_runs()[-1], tmp_path / f"again-{number}")
+        record = json.loads((folder / "run.json").read_text())
+        record["run_id"] += f"-{number}"
+        (folder / "run.json").write_text(json.dumps(record))
+        bundle.seal(folder)
+        folders.append(folder)
+    many = Comparison(open_runs(folders))
+    assert many.letters == list("ABCDEFG") and letters_of(26) == "AA" and letters_of(53) == "BB"
+    claims = many.claims().frame
+    assert len(claims) == len(many.effects) and len(claims.columns) < len(many.runs) + 2
+    (differs,) = claims[claims["claim"] == "C42a"].to_dict("records")
+    assert differs["verdicts"] == "differ" and "A, C, D, E, F, G" in differs["verdict by run"]
+    assert "(B)" in differs["lowest and highest effect"]
+    machines = many.machines()
+    assert len(machines.frame) == 7 and "digest" in machines.frame
+    forest = many.forest()
+    assert set(forest.numbers["run"]) == set("ABCDEFG")
+    assert many.identity().run_id.endswith("6 more")
 
 
 def test_one_run_is_no_comparison():

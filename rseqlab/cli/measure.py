@@ -99,6 +99,22 @@ def run(
             help="Folder of ld.so and libc.so.6: the option experiments run their programs under this libc.",
         ),
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="ADDRESS",
+            help="Measure on every host of this Dask cluster, into a study: a bundle for each host.",
+        ),
+    ] = None,
+    deadline_s: Annotated[
+        float | None,
+        typer.Option(
+            "--deadline",
+            metavar="SECONDS",
+            help="With --on: hosts that are not done by then are given up; ten times the expected time by default.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run experiments into a bundle. A killed run loses nothing that was measured: --resume goes on."""
@@ -110,6 +126,14 @@ def run(
     if profile not in PROFILES:
         raise UsageError(f"No profile is called {profile!r}. The profiles are: {', '.join(PROFILES)}.")
     experiments = select(names or [])
+    if address is not None:
+        if libc is not None:
+            raise UsageError("--libc is for this machine and --on for others; leave one of them out.")
+        return _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json)
+    if deadline_s is not None:
+        raise UsageError(
+            "--deadline is for the hosts of --on ADDRESS; here each part has a deadline of its own."
+        )
     if libc is not None:
         _use_libc(libc, names or [])
     if folder is None:
@@ -136,6 +160,55 @@ def run(
         err.print(
             f"Not every experiment passed; the reasons are in {escape(str(folder / 'run.json'))}.",
             soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json) -> None:
+    """The same on the hosts of a cluster; fails where a host or an experiment on it does."""
+    from rseqlab.lab import fleet, runner
+    from rseqlab.progress import progress
+
+    if resume and folder is None:
+        raise UsageError("--resume with --on needs --out DIR: the study that it goes on with.")
+    if deadline_s is not None and not 0 < deadline_s < float("inf"):
+        raise UsageError(f"--deadline is {deadline_s:g}; it must be a number of seconds above 0.")
+    folder = folder or runner.new_folder(profile, "fleet")
+    expected_s = sum(one.seconds[profile] for one in experiments)
+
+    def say(text: str) -> None:
+        err.print(escape(text), highlight=False, soft_wrap=True)
+
+    with fleet.connect(address) as client:
+        study = fleet.Fleet(client, experiments, profile, folder, say)
+        hosts = study.gather(resume)
+        say(f"Study: {folder}, {len(hosts)} hosts")
+        for host in study.refused:
+            say(f"A host of {len(host.workers)} workers cannot take part: {host.reason}")
+        try:
+            with progress([(host.label, expected_s) for host in hosts]) as show:
+                document = study.run(show, deadline_s or max(fleet.LEAST_DEADLINE_S, 10 * expected_s))
+        except KeyboardInterrupt:
+            say(f"What was measured is in {folder}; with --out {folder} --resume it goes on.")
+            raise
+    if as_json:
+        print_json(document)
+    for host in document["hosts"]:
+        passed = sum(one["status"] == "pass" for one in host["experiments"].values())
+        rows = sum(one["rows"] for one in host["experiments"].values())
+        late = ", behind the others" if host["straggled"] else ""
+        reason = f": {host['reason']}" if host["reason"] else ""
+        if not as_json:
+            text = f"{host['state']:<9}{host['label'] or 'no bundle'}, {passed} of {len(host['experiments'])} passed, {rows} rows"
+            out.print(escape(f"{text}{late}{reason}"), highlight=False, soft_wrap=True)
+    sound = all(
+        host["state"] == "done"
+        and all(one["status"] in ("pass", "skip") for one in host["experiments"].values())
+        for host in document["hosts"]
+    )
+    if not sound:
+        say(
+            f"Not everything passed on every host; the reasons are above and in the run.json of each host in {folder}."
         )
         raise typer.Exit(1)
 

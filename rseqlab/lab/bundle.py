@@ -26,6 +26,7 @@ VERSION = 1
 SUMS = "SHA256SUMS"
 LARGEST_BYTES = 1 << 28
 """Of one file of a bundle; larger is refused rather than read."""
+LONGEST_CELL = 20_000
 
 
 class BundleError(LabError):
@@ -91,6 +92,7 @@ class Writer:
 
     def __init__(self, directory: Path, experiment: Experiment):
         self.path = directory / f"{experiment.name}.csv"
+        self.experiment = experiment
         self.columns = [column.name for column in experiment.all_columns()]
         header = self._line(dict(zip(self.columns, self.columns, strict=True)))
         try:
@@ -118,6 +120,22 @@ class Writer:
         values = {"part": part, **row}
         self._append(self._line({name: _cell(values[name]) for name in self.columns}))
         self.keys.add((part, *(_cell(row[name]) for name in key)))
+
+    def check(self, part: str, row: object) -> None:
+        """Raise BundleError unless every reader of the bundle would take this row, which came from elsewhere."""
+        where = f"{self.path.name}, a row of {part} from elsewhere"
+        columns = self.experiment.columns
+        if not isinstance(row, dict) or set(row) != {column.name for column in columns}:
+            raise BundleError(f"{where}: not a row with the columns of {self.experiment.name}")
+        for column in columns:
+            value = row[column.name]
+            allowed = str if column.kind == "text" else int | float
+            if not (value is None or isinstance(value, allowed)) or len(_cell(value)) > LONGEST_CELL:
+                raise BundleError(f"{where}: {column.name} is no cell of at most {LONGEST_CELL} characters")
+            _value(column, _cell(value), where)
+        key = (part, *(_cell(row[name]) for name in self.experiment.key))
+        if key in self.keys:
+            raise BundleError(f"{where}: the row {key} is there already")
 
     def _line(self, values: Mapping[str, str]) -> bytes:
         text = io.StringIO()

@@ -137,20 +137,20 @@ def go_on(profile: str, experiments: list[Experiment]) -> Path:
     if newest is None:
         return new_folder(profile, group)
     document = bundle.read_run(newest)
-    if not _stale(document, experiments):
+    if not stale(document, experiments):
         return newest
     folder = new_folder(profile, group)
     carried = {
         name: record
         for name, record in document["experiments"].items()
-        if record["status"] == "pass" and name not in _stale(document, experiments)
+        if record["status"] == "pass" and name not in stale(document, experiments)
     }
     if document["ended"] and carried:
         started = _open(folder, profile, group, resume=False)
         for name in carried:
             shutil.copyfile(newest / f"{name}.csv", folder / f"{name}.csv")
         started["experiments"] |= carried
-        _save(folder, started)
+        save(folder, started)
     return folder
 
 
@@ -159,9 +159,9 @@ def run(experiments: list[Experiment], profile: str, folder: Path, resume: bool,
     document = _open(folder, profile, group_of(experiments), resume)
     held = bundle.lock(folder)
     try:
-        if stale := _stale(document, experiments):
+        if other := stale(document, experiments):
             raise BundleError(
-                f"The rows of {', '.join(stale)} in {folder} were measured by other code; they stay as they are. "
+                f"The rows of {', '.join(other)} in {folder} were measured by other code; they stay as they are. "
                 "Choose another --out."
             )
         wanted = _reopen(folder, document, experiments)
@@ -172,8 +172,8 @@ def run(experiments: list[Experiment], profile: str, folder: Path, resume: bool,
         for experiment in wanted:
             _run_experiment(experiment, profile, folder, document, progress)
         if document["ended"] is None and all(one["status"] for one in document["experiments"].values()):
-            document["ended"] = _now()
-            _save(folder, document)
+            document["ended"] = now()
+            save(folder, document)
             bundle.seal(folder)
         return document
     finally:
@@ -198,13 +198,13 @@ def _open(folder: Path, profile: str, group: str, resume: bool) -> dict:
                 f"{folder} was measured under other conditions ({', '.join(changed)} differ); choose another --out."
             )
     else:
-        document = _start(folder, profile, group, here)
+        document = start(folder, profile, group, here)
     if not (folder / "machine.json").exists():
         bundle.write_json(folder / "machine.json", here)
     return document
 
 
-def _start(folder: Path, profile: str, group: str, here: Mapping) -> dict:
+def start(folder: Path, profile: str, group: str, here: Mapping) -> dict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(path.suffix != ".part" for path in folder.iterdir()):
@@ -221,16 +221,16 @@ def _start(folder: Path, profile: str, group: str, here: Mapping) -> dict:
         "profile": profile,
         "group": group,
         "command": f"rseqlab run --profile {profile}",
-        "started": _now(),
+        "started": now(),
         "ended": None,
         "machine": identity(here),
         "experiments": {},
     }
-    _save(folder, document)  # before anything else: a folder with a run.json can be resumed
+    save(folder, document)  # before anything else: a folder with a run.json can be resumed
     return document
 
 
-def _stale(document: Mapping, experiments: list[Experiment]) -> list[str]:
+def stale(document: Mapping, experiments: list[Experiment]) -> list[str]:
     """The experiments among these that have rows of other code than this."""
     return [
         experiment.name
@@ -244,12 +244,12 @@ def _reopen(folder: Path, document: dict, experiments: list[Experiment]) -> list
     """The experiments that are still to be measured; the bundle is unsealed where there are any."""
     records = document["experiments"]
     for experiment in experiments:
-        new = _record(None, UNFINISHED, code_digest(experiment), document["run_id"])
+        new = new_record(None, UNFINISHED, code_digest(experiment), document["run_id"])
         records.setdefault(experiment.name, new)
     wanted = [experiment for experiment in experiments if not _settled(experiment, records[experiment.name])]
     if wanted:
         document["ended"] = None
-        _save(folder, document)  # first: whatever happens next, the run says that it is not finished
+        save(folder, document)  # first: whatever happens next, the run says that it is not finished
         (folder / bundle.SUMS).unlink(missing_ok=True)
     return wanted
 
@@ -263,13 +263,13 @@ def _run_experiment(
     experiment: Experiment, profile: str, folder: Path, document: dict, progress: Progress
 ) -> None:
     if unmet := experiment.unmet():
-        reason = _redact("; ".join(unmet))
+        reason = redact("; ".join(unmet))
         document["experiments"][experiment.name] |= {"status": "skip", "reason": reason}
-        _save(folder, document)
+        save(folder, document)
         return
     record = document["experiments"][experiment.name]
     writer = Writer(folder, experiment)
-    steal_before = _steal()
+    steal_before = steal()
     try:
         parts = experiment.plan(profile)
         expected = sum(part.rows for part in parts if not part.skip)
@@ -279,14 +279,14 @@ def _run_experiment(
             if done is None or done["status"] not in ("pass", "skip"):
                 record["parts"][part.id] = _run_part(experiment, part, writer, expected, progress)
                 record["rows"] = len(writer.keys)
-                _save(folder, document)
+                save(folder, document)
     finally:
         record["rows"] = len(writer.keys)
         writer.close()
-    record["status"], record["reason"] = _judge(record["parts"])
+    record["status"], record["reason"] = judge_parts(record["parts"])
     record["seconds"] = round(sum(part["seconds"] for part in record["parts"].values()), 3)
-    record["steal_percent"] = _steal_percent(steal_before, _steal())
-    _save(folder, document)
+    record["steal_percent"] = steal_percent(steal_before, steal())
+    save(folder, document)
 
 
 def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int, progress: Progress) -> dict:
@@ -301,14 +301,14 @@ def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int,
         outcome = child.ended
     return {
         "status": outcome.status,
-        "reason": _redact(outcome.reason) if outcome.reason else None,
+        "reason": redact(outcome.reason) if outcome.reason else None,
         "rows": len(writer.done(part.id)),
         "seconds": round(outcome.seconds, 3),
         "environment": dict(part.environment),
     }
 
 
-def _judge(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
+def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     """The experiment's status: the worst of its parts', and why."""
     for status in ("crash", "timeout", "fail"):
         names: dict[str, list[str]] = {}
@@ -323,7 +323,7 @@ def _judge(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     return "pass", f"partly not measured: {'; '.join(sorted(skipped))}" if skipped else None
 
 
-def _record(status: str | None, reason: str | None, code: str, run_id: str) -> dict:
+def new_record(status: str | None, reason: str | None, code: str, run_id: str) -> dict:
     return {
         "status": status,
         "reason": reason,
@@ -336,22 +336,22 @@ def _record(status: str | None, reason: str | None, code: str, run_id: str) -> d
     }
 
 
-def _save(folder: Path, document: Mapping) -> None:
+def save(folder: Path, document: Mapping) -> None:
     bundle.write_json(folder / "run.json", document)
 
 
-def _now() -> str:
+def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _steal() -> tuple[int, int] | None:
+def steal() -> tuple[int, int] | None:
     try:
         return host.steal_ticks()
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _steal_percent(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+def steal_percent(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
     if before is None or after is None or after[1] == before[1]:
         return None
     return round(100 * (after[0] - before[0]) / (after[1] - before[1]), 3)
@@ -367,9 +367,9 @@ def private_words(text: str) -> str:
     return re.sub(r"/home/[^/\s]+", "~", text)
 
 
-def _redact(text: str) -> str:
+def redact(text: str) -> str:
     return " ".join(private_words(text).split())
 
 
 def _redacted(reasons: Mapping[str, str]) -> dict[str, str]:
-    return {name: _redact(reason) for name, reason in reasons.items()}
+    return {name: redact(reason) for name, reason in reasons.items()}

@@ -29,6 +29,9 @@ MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
 FACTOR = (0.2, 20)
 """Effects further away than this would press all the others into one line; the table has them."""
 
+SIDE_BY_SIDE = len(MARKS)
+"""Of more runs than this, tables have the runs that say the same in one cell, and figures tell the first from the others."""
+
 
 def open_runs(folders: list[Path]) -> list[StudyRun]:
     """The runs in the folders, and those of studies among them. Raises UsageError where there are not two."""
@@ -39,11 +42,22 @@ def open_runs(folders: list[Path]) -> list[StudyRun]:
             f"--compare was given {len(found)} run(s) in {', '.join(map(str, folders))}; it needs two or more, or a "
             "study that `rseqlab bundle merge` made."
         )
-    if len(found) > len(MARKS):
-        raise UsageError(
-            f"--compare was given {len(found)} runs; it shows at most {len(MARKS)} side by side."
-        )
     return found
+
+
+def letters_of(place: int) -> str:
+    """A to Z, AA to AZ, and so on, as spreadsheets name columns."""
+    before, last = divmod(place, 26)
+    return (letters_of(before - 1) if before else "") + chr(65 + last)
+
+
+def grouped(words: dict[str, str]) -> str:
+    """What the letters say, each thing once, the most frequent first: ``holds: A, C; fails: B``."""
+    by_word: dict[str, list[str]] = {}
+    for letter, word in words.items():
+        by_word.setdefault(word, []).append(letter)
+    found = sorted(by_word.items(), key=lambda one: -len(one[1]))
+    return "; ".join(f"{word}: {', '.join(letters)}" for word, letters in found)
 
 
 @dataclass(frozen=True)
@@ -56,14 +70,19 @@ class Comparison:
     def names(self) -> list[str]:
         """A letter and what tells each run from the others."""
         return [
-            f"{chr(65 + place)}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
+            f"{letter}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
             f"{run.facts['libc']}, {run.id}"
-            for place, run in enumerate(self.runs)
+            for letter, run in zip(self.letters, self.runs, strict=True)
         ]
 
     @cached_property
     def letters(self) -> list[str]:
-        return [chr(65 + place) for place in range(len(self.runs))]
+        return [letters_of(place) for place in range(len(self.runs))]
+
+    @property
+    def many(self) -> bool:
+        """Whether there are more runs than stand side by side."""
+        return len(self.runs) > SIDE_BY_SIDE
 
     @cached_property
     def judged(self) -> list[Verdicts]:
@@ -71,8 +90,16 @@ class Comparison:
         return [judge(run) for run in self.runs]
 
     def machines(self) -> Table:
-        """The facts of each machine; those that differ come first."""
+        """The facts of each machine; those that differ come first, and of many machines alone."""
         facts = [run.machine() | {"digest": run.bundle.digest[:12]} for run in self.runs]
+        if self.many:
+            differ = [label for label in facts[0] if len({str(one[label]) for one in facts}) > 1]
+            rows = [
+                {"": letter, **{label: one[label] for label in differ}}
+                for letter, one in zip(self.letters, facts, strict=True)
+            ]
+            same = "; ".join(f"{label} {facts[0][label]}" for label in facts[0] if label not in differ)
+            return Table(pd.DataFrame(rows), f"The machines, by what differs. The same on all: {same}")
         rows = [
             {"": label, **{letter: one[label] for letter, one in zip(self.letters, facts, strict=True)}}
             for label in facts[0]
@@ -107,9 +134,38 @@ class Comparison:
         shown = self.effects.sort_values(
             ["verdicts", "effects"], key=lambda column: column != "differ", kind="stable"
         )
+        if self.many:
+            shown = pd.DataFrame([self._claim_of_many(row) for row in shown.to_dict("records")])
         return Table(
             shown, "Each claim on each run: verdict, effect with its 95 % interval, and whether they agree"
         )
+
+    def _claim_of_many(self, row: dict) -> dict:
+        """A row of :attr:`effects` in a bearable width: who has which verdict, and from where to where effects go."""
+        found = self._effects_of[row["claim"]]
+        low, high = min(found, key=found.get, default=None), max(found, key=found.get, default=None)
+        reach = f"{found[low]:.3g} ({low}) to {found[high]:.3g} ({high})" if found else ""
+        return {
+            "claim": row["claim"],
+            "sentence": row["sentence"],
+            "verdict by run": grouped({letter: row[f"verdict {letter}"] for letter in self.letters}),
+            f"effect {self.letters[0]}": row[f"effect {self.letters[0]}"],
+            "lowest and highest effect": reach,
+            "verdicts": row["verdicts"],
+            "effects": row["effects"],
+        }
+
+    @cached_property
+    def _effects_of(self) -> dict[str, dict[str, float]]:
+        """The median effect on each run that has one, by claim."""
+        return {
+            alike[0].claim.id: {
+                letter: one.finding.effect.median
+                for letter, one in zip(self.letters, alike, strict=True)
+                if one.finding.effect
+            }
+            for alike in zip(*self.judged, strict=True)
+        }
 
     def sentence(self) -> str:
         """How far the runs agree, counted."""
@@ -139,17 +195,27 @@ class Comparison:
         numbers = pd.DataFrame(rows, columns=["claim", "run", "ratio", "low", "high"])
         ids = list(dict.fromkeys(numbers["claim"]))
         with mpl.rc_context(STYLE):
-            canvas = Canvas(figsize=(7.6, 1.2 + 0.27 * len(ids)))
+            row_inches = 0.27 if not self.many else 0.2 + min(0.03 * len(self.runs), 0.6)
+            canvas = Canvas(figsize=(7.6, 1.2 + row_inches * len(ids)))
             axes = canvas.add_subplot()
-            for place, (letter, (marker, colour)) in enumerate(zip(self.letters, MARKS, strict=False)):
-                part = numbers[numbers["run"] == letter]
+            step = min(0.16, 0.8 / len(self.runs))
+            height = {
+                letter: step * (len(self.runs) / 2 - place) for place, letter in enumerate(self.letters)
+            }
+            for part, label, marker, colour in self._looks(numbers):
                 y = [
-                    len(ids) - 1 - ids.index(name) + 0.16 * (len(self.runs) / 2 - place)
-                    for name in part["claim"]
+                    len(ids) - 1 - ids.index(name) + height[letter]
+                    for name, letter in zip(part["claim"], part["run"], strict=True)
                 ]
                 reach = [part["ratio"] - part["low"], part["high"] - part["ratio"]]
                 axes.errorbar(
-                    part["ratio"], y, xerr=reach, fmt=marker, color=colour, label=letter, markersize=4.5
+                    part["ratio"],
+                    y,
+                    xerr=reach,
+                    fmt=marker,
+                    color=colour,
+                    label=label,
+                    markersize=3 if self.many else 4.5,
                 )
             axes.axvline(1, color=STYLE["text.color"], linewidth=0.8)
             axes.set_xscale("log")
@@ -166,6 +232,23 @@ class Comparison:
                 numbers,
             )
 
+    def _looks(self, numbers: pd.DataFrame) -> list[tuple[pd.DataFrame, str, str, str]]:
+        """(rows, label, marker, colour) of what the forest draws: each run, or of many the first and the others."""
+        if not self.many:
+            looks = zip(self.letters, MARKS, strict=False)
+            return [(numbers[numbers["run"] == letter], letter, *look) for letter, look in looks]
+        first = numbers["run"] == self.letters[0]
+        base = numbers[first].set_index("claim")
+        low, high = numbers["claim"].map(base["low"]), numbers["claim"].map(base["high"])
+        overlap = (numbers["low"] <= high) & (low <= numbers["high"])
+        others = f"{self.letters[1]} to {self.letters[-1]}"
+        looks = [
+            (numbers[~first & overlap], f"{others}, overlapping {self.letters[0]}", "v", SKY),
+            (numbers[~first & ~overlap], f"{others}, not overlapping {self.letters[0]}", "s", ORANGE),
+            (numbers[first], self.letters[0], "o", BLUE),
+        ]
+        return [look for look in looks if len(look[0])]
+
     def options(self) -> Table:
         """The cells of the matrix that are not the same everywhere."""
         matrices = [matrix_of(run) for run in self.runs]
@@ -181,6 +264,12 @@ class Comparison:
             if len(set(found)) > 1
         ]
         frame = pd.DataFrame(rows, columns=["cell", *self.letters])
+        if self.many:
+            rows = [
+                {"cell": row["cell"], "outcome by run": grouped({key: row[key] for key in self.letters})}
+                for row in rows
+            ]
+            frame = pd.DataFrame(rows, columns=["cell", "outcome by run"])
         return Table(
             frame,
             f"Of {len(matrices[0].cells)} cells of the option matrix {len(keys)} are played scenes on all runs; "
@@ -218,10 +307,14 @@ class Comparison:
     def identity(self) -> Identity:
         """What stands at the top of the page."""
         first, last = self.runs[0].bundle.run, self.runs[-1].bundle.run
+        ids, digests = [run.id for run in self.runs], [run.bundle.digest[:12] for run in self.runs]
+        if self.many:
+            others = f"{len(self.runs) - 1} more"
+            ids, digests = [ids[0], others], [digests[0], others]
         return Identity(
             title="rseqlab: runs side by side",
-            run_id=" and ".join(run.id for run in self.runs),
-            digest=" and ".join(run.bundle.digest[:12] for run in self.runs),
+            run_id=" and ".join(ids),
+            digest=" and ".join(digests),
             origin=CHOSEN,
             profile=" and ".join(dict.fromkeys(run.bundle.run["profile"] for run in self.runs)),
             started_utc=first["started"],
