@@ -4,9 +4,10 @@ What follows from the layout is computed, and says so. :meth:`Design.play` execu
 process with a deadline, and puts what happened beside what was computed. No widget is needed for either.
 """
 
+import contextlib
 import html
 import keyword
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
@@ -38,6 +39,7 @@ ROLES = {
     DEFINES: "a program that defines the object itself, as early adopters did, and such a library",
 }
 DESIGNED = "designed"
+Heard = Callable[[int, int], bool]
 _TYPES = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
 
 
@@ -265,21 +267,34 @@ class Design:
             )
         return compile.missing() or probe.kernel_refusal()
 
-    def play(self, option: str) -> "Survivors":
-        """Build and execute the scenes of this design's size and alignment now; each beside what was computed."""
+    def play(self, option: str, heard: Heard = lambda done, total: True) -> "Survivors":
+        """Build and execute the scenes of this design's size and alignment now; each beside what was computed.
+
+        ``heard`` is told after each scene how many are done, of how many, and says whether to go on.
+        """
         self.under(option)  # a UsageError here is the answer: this option has no room
         if reason := self.unplayable():
             return Survivors(self, option, {}, reason)
-        child = Child(play_in_child, self._request(option), probe.LIBC_LEAVES, TIMEOUT_S)
-        rows = {(row["built_for"], row["role"]): row for row in child}
-        reason = None
-        if child.outcome.status != "pass":
-            reason = f"the scenes ended with {child.outcome.status}: {child.outcome.reason}"
-        return Survivors(self, option, rows, reason)
+        child, rows, total = Child(*self._request(option)), {}, len(self.old()) * len(ROLES)
+        go_on = heard(0, total)
+        with contextlib.closing(iter(child)) as stream:  # leaving early ends the child
+            while go_on and (row := next(stream, None)):
+                rows[row["built_for"], row["role"]] = row
+                go_on = heard(len(rows), total)
+        if not go_on and len(rows) < total:
+            return Survivors(self, option, rows, "stopped before its end")
+        ended = child.outcome
+        failed = ended is not None and ended.status != "pass"
+        return Survivors(self, option, rows, f"{ended.status}: {ended.reason}" if failed else None)
 
-    def _request(self, option: str) -> dict:
-        old = [one.name for one in self.old()]
-        return {"option": option, "design": asdict(self.played), "old": old}
+    def _request(self, option: str) -> tuple:
+        """What the child is to do, with what, in which environment, and by when."""
+        arguments = {
+            "option": option,
+            "design": asdict(self.played),
+            "old": [one.name for one in self.old()],
+        }
+        return play_in_child, arguments, probe.LIBC_LEAVES, TIMEOUT_S
 
     @property
     def c_source(self) -> str:
