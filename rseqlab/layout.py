@@ -7,7 +7,7 @@ A test holds it to the compiler's own offsets, and the release's to what the run
 import html
 import itertools
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rseqlab import abi
 from rseqlab.errors import UsageError
@@ -36,6 +36,9 @@ OPTIONS = (
 SIZES_BYTES = (28, 33, 64, 128, 256)
 """Ends of the last field that are worth looking at: Linux 6.3's, 7.0's, and three futures."""
 
+LARGEST_BYTES = 4096
+"""The largest feature size that is looked at: no area is larger than a page."""
+
 KINDS = ("original", "added", "control", "later", "spare")
 """Fields of 4.18, fields added since, what the option itself needs, fields nobody knows yet, no field."""
 
@@ -53,16 +56,24 @@ class Member:
     about: str = ""
     since: str = ""
     c_type: str = ""
+    align_bytes: int = 0
+    """What it asks for; 0 is what C gives its type."""
 
     @property
     def end_bytes(self) -> int:
         return self.offset_bytes + self.size_bytes
 
     @property
+    def natural_bytes(self) -> int:
+        """The alignment at which C places it."""
+        return max(self.align_bytes, 1 if self.c_type.startswith("char") else self.size_bytes)
+
+    @property
     def c_declaration(self) -> str:
         """As a member of a C struct."""
         name, _, dimension = self.c_type.partition("[")
-        return f"{name} {self.name}{'[' + dimension if dimension else ''};"
+        aligned = f" __attribute__((aligned({self.align_bytes})))" if self.align_bytes else ""
+        return f"{name} {self.name}{'[' + dimension if dimension else ''}{aligned};"
 
 
 @dataclass(frozen=True)
@@ -194,23 +205,27 @@ def _struct(name: str, members: list[Member], align_bytes: int = 1) -> Struct:
             placed.append(Member("(spare)", end, to - end, "spare"))
 
     for member in members:
-        natural = 1 if member.c_type.startswith("char") else member.size_bytes
+        natural = member.natural_bytes
         align_bytes = max(align_bytes, natural)
         offset = -(-end // natural) * natural
         gap(offset)
-        placed.append(
-            Member(
-                member.name, offset, member.size_bytes, member.kind, member.about, member.since, member.c_type
-            )
-        )
+        placed.append(replace(member, offset_bytes=offset))
         end = placed[-1].end_bytes
     size = -(-end // align_bytes) * align_bytes
     gap(size)
     return Struct(name, tuple(placed), align_bytes, size)
 
 
-def _grown(name: str, feature_bytes: int) -> Struct:
-    return _struct(name, [*_original(), *_additions(feature_bytes)], alignment_bytes(feature_bytes))
+@dataclass(frozen=True)
+class Extension:
+    """What comes after the original 20 bytes, and the feature size that announces it."""
+
+    members: tuple[Member, ...]
+    feature_bytes: int
+
+
+def _grown(name: str, more: Extension) -> Struct:
+    return _struct(name, [*_original(), *more.members], alignment_bytes(more.feature_bytes))
 
 
 def _unchanged(name: str) -> Struct:
@@ -251,68 +266,95 @@ def of_option(option: str, feature_bytes: int = RESERVED.end_bytes) -> Layout:
     """
     if option not in OPTIONS:
         raise UsageError(f"No option is called {option!r}. The options are: {', '.join(OPTIONS)}.")
-    if not abi.ORIGINAL_FEATURE_BYTES <= feature_bytes <= 4096:
+    if not abi.ORIGINAL_FEATURE_BYTES <= feature_bytes <= LARGEST_BYTES:
         raise UsageError(
             f"The feature size is {feature_bytes}; allowed are {abi.ORIGINAL_FEATURE_BYTES} (no field "
-            "beyond Linux 4.18's) to 4096."
+            f"beyond Linux 4.18's) to {LARGEST_BYTES}."
         )
-    structs, note = _BY_OPTION[option](feature_bytes)
+    structs, note = _BY_OPTION[option](Extension(tuple(_additions(feature_bytes)), feature_bytes))
     return Layout(f"{option}, feature size {feature_bytes}", feature_bytes, structs, note, option=option)
 
 
-def _private(feature_bytes: int):
+def of_fields(option: str, base: str, added: tuple[Member, ...], feature_bytes: int = 0) -> Layout:
+    """How an option holds a release's fields and ``added`` ones after them.
+
+    ``feature_bytes`` is the end of the last field where it is 0; what it announces beyond is bytes that nobody
+    knows. An added field takes the place of Linux 7.0's reserved byte, as the kernel's own next field will.
+    Raises UsageError where the option, or the feature size, has no room for them.
+    """
+    if option not in OPTIONS:
+        raise UsageError(f"No option is called {option!r}. The options are: {', '.join(OPTIONS)}.")
+    if base not in RELEASES:
+        raise UsageError(f"No release is called {base!r}. Releases that changed it: {', '.join(RELEASES)}.")
+    known = of_release(base).structs[0].fields
+    members = [replace(one, offset_bytes=0) for one in known if one.since != "4.18"]
+    if added and members and members[-1].name == RESERVED.name:
+        members.pop()
+    members += added
+    end = _struct("", [*_original(), *members]).fields[-1].end_bytes
+    feature_bytes = feature_bytes or end
+    if not end <= feature_bytes <= LARGEST_BYTES:
+        raise UsageError(
+            f"The feature size is {feature_bytes}; the fields end at byte {end}, so {end} to {LARGEST_BYTES} are "
+            "allowed. Announce more, or take a field away."
+        )
+    if rest := feature_bytes - end:
+        members.append(
+            Member("announced", 0, rest, "later", "bytes that no field has yet", "", f"char[{rest}]")
+        )
+    structs, note = _BY_OPTION[option](Extension(tuple(members), feature_bytes))
+    return Layout(f"{option}, feature size {feature_bytes}", feature_bytes, structs, note, option=option)
+
+
+def _private(more: Extension):
     note = "Each library has an area of its own; a kernel takes one of them per thread."
     return (
-        _grown("thread, area of library A", feature_bytes),
-        _grown("thread, area of library B", feature_bytes),
+        _grown("thread, area of library A", more),
+        _grown("thread, area of library B", more),
     ), note
 
 
-def _grow_symbol(feature_bytes: int):
-    return (
-        _grown("thread, __rseq_abi", feature_bytes),
-    ), "The exported symbol itself grows, in size and alignment."
+def _grow_symbol(more: Extension):
+    return (_grown("thread, __rseq_abi", more),), "The exported symbol itself grows, in size and alignment."
 
 
-def _version_symbol(feature_bytes: int):
+def _version_symbol(more: Extension):
     note = "The old object stays for programs linked before; a kernel takes one of the two per thread."
     old, new = "thread, __rseq_abi, old version", "thread, __rseq_abi, new version"
-    return (_unchanged(old), _grown(new, feature_bytes)), note
+    return (_unchanged(old), _grown(new, more)), note
 
 
-def _pointer(feature_bytes: int):
+def _pointer(more: Extension):
     pointer = Member("extended", 0, 8, "control", "where the rest lies", "", "void *")
     area = _struct("thread, __rseq_abi", [*_original(), pointer], abi.ORIGINAL_SIZE_BYTES)
-    rest = feature_bytes - abi.ORIGINAL_FEATURE_BYTES
+    rest = more.feature_bytes - abi.ORIGINAL_FEATURE_BYTES
     align = 1 << max(2, (rest - 1).bit_length()) if rest else 4
-    extended = _struct("thread, extended struct", _additions(feature_bytes), align)
+    extended = _struct("thread, extended struct", more.members, align)
     note = "The area keeps its size; the fields beyond the original ones lie behind a pointer."
     return ((area, extended) if extended.fields else (area,)), note
 
 
-def _handshake(feature_bytes: int):
+def _handshake(more: Extension):
     sizes = [
         Member("user_size", 0, 2, "control", "what the program knows", "", "uint16_t"),
         Member("kernel_size", 0, 2, "control", "what the kernel knows", "", "uint16_t"),
     ]
-    members = [*_original(), *sizes, *_additions(feature_bytes)]
-    area = _struct("thread, __rseq_abi", members, alignment_bytes(feature_bytes + 4))
+    members = [*_original(), *sizes, *more.members]
+    area = _struct("thread, __rseq_abi", members, alignment_bytes(more.feature_bytes + 4))
     return (area,), "The sizes that both sides know are in the struct; the added fields come after them."
 
 
-def _padding(feature_bytes: int):
-    if feature_bytes > abi.ORIGINAL_SIZE_BYTES:
+def _padding(more: Extension):
+    if more.feature_bytes > abi.ORIGINAL_SIZE_BYTES:
         room = abi.ORIGINAL_SIZE_BYTES - abi.ORIGINAL_FEATURE_BYTES
         raise UsageError(
             f"padding has room for {room} bytes of new fields, up to a feature size of "
-            f"{abi.ORIGINAL_SIZE_BYTES}; {feature_bytes} was asked for."
+            f"{abi.ORIGINAL_SIZE_BYTES}; {more.feature_bytes} was asked for."
         )
-    return (
-        _grown("thread, area", feature_bytes),
-    ), "New fields take the spare bytes; then there is no room left."
+    return (_grown("thread, area", more),), "New fields take the spare bytes; then there is no room left."
 
 
-def _offset_size(feature_bytes: int):
+def _offset_size(more: Extension):
     exported = _struct(
         "process, exported by libc",
         [
@@ -322,7 +364,7 @@ def _offset_size(feature_bytes: int):
         ],
     )
     note = "libc allocates what the kernel asks for; no program links to the area itself."
-    return (_grown("thread, area", feature_bytes), exported), note
+    return (_grown("thread, area", more), exported), note
 
 
 _BY_OPTION = {

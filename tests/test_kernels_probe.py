@@ -322,3 +322,24 @@ def test_ids_that_no_guest_can_have_are_refused():
 )
 def test_answers_in_ranges(codes, text):
     assert matrix.in_ranges(codes) == text
+
+
+def test_the_matrix_can_be_asked_with_the_same_answers(run, answers):
+    from rseqlab.study import explore
+
+    known = explore.choices(run)
+    series, arch = known["kernels"][-1], known["archs"][0]
+    table = explore.kernel_answers(run, "none", "length", [series], [arch])
+    libc = next(key[2] for key in answers if key[:2] == (series, arch) and key[3] == "none")
+    told = answers[series, arch, libc, "none"]
+    for row in table.frame.to_dict("records"):
+        if not row[f"{series} {arch}"].startswith("varies"):
+            assert row[f"{series} {arch}"] == told["length", row["attempt"]]
+    box = explore.pick_kernels(run)
+    for mode in known["modes"]:
+        box.mode.value = mode
+        for question in known[f"questions of {mode}"]:
+            box.question.value = question
+            assert question in box.shown.outputs[0]["data"]["text/plain"]
+    differing = explore.kernel_answers(run, "none", "length", only_differing=True)
+    assert f"{len(differing.frame)} of " in differing.caption

@@ -633,6 +633,12 @@ def release_layouts() -> Figure:
         return _byte_grid(found, "The struct by kernel release")
 
 
+def bytes_of(found: list[layout.Layout], title: str) -> Figure:
+    """Any layouts, byte by byte."""
+    with mpl.rc_context(STYLE):
+        return _byte_grid(found, title)
+
+
 def _byte_grid(found: list[layout.Layout], title: str) -> Figure:
     line = layout.CACHE_LINE_BYTES
     strips = [(one, struct) for one in found for struct in one.structs]

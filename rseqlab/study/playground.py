@@ -75,10 +75,12 @@ def play(**chosen: str) -> Played:
 
 @dataclass(frozen=True)
 class OnAPage:
-    """What stands in the place of the controls where nobody can move them."""
+    """What stands in the place of the controls where nobody can move them, and the call that does the same."""
+
+    call: str = "playground.play(option=..., libc=...)"
 
     def __repr__(self) -> str:
-        return "Open this notebook in JupyterLab (`make lab`) for the controls, or call playground.play(option=..., libc=...)."
+        return f"Open this notebook in JupyterLab (`make lab`) for the controls, or call {self.call}."
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self))}</p>"

@@ -3,7 +3,7 @@
 import hashlib
 import html
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +78,21 @@ class StudyRun:
             columns = [column.name for column in catalogue()[name].all_columns()]
             self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
         return self._frames[name]
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        """``run["cpu-id-read"]`` is ``run.table("cpu-id-read")``."""
+        return self.table(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The experiments that have rows here, or in the runs that answer for other groups."""
+        for run in (self, *(one for _, one in sorted(self.others.items()))):
+            for name, record in run.bundle.run["experiments"].items():
+                if record["rows"] and (run is self or name not in self.bundle.run["experiments"]):
+                    yield name
+
+    def _ipython_key_completions_(self) -> list[str]:
+        """What Tab offers after ``run["``."""
+        return list(self)
 
     def source(self, name: str) -> "StudyRun":
         """The run whose rows of this experiment are shown: this one, or the one that is open for its group."""
