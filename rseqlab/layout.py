@@ -7,6 +7,7 @@ A test holds it to the compiler's own offsets, and the release's to what the run
 import html
 import itertools
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rseqlab import abi
@@ -195,7 +196,7 @@ def _additions(feature_bytes: int) -> list[Member]:
     return found
 
 
-def _struct(name: str, members: list[Member], align_bytes: int = 1) -> Struct:
+def _struct(name: str, members: Sequence[Member], align_bytes: int = 1) -> Struct:
     """Members one after the other as C places them, the gaps as members of kind spare."""
     placed: list[Member] = []
     end = 0

@@ -147,7 +147,10 @@ def _unpack(path: Path, folder: Path) -> None:
                 name = _member_name(path, member, number)
                 if number > MOST_MEMBERS:
                     raise BundleError(f"{path}: more than {MOST_MEMBERS} files")
-                with archive.extractfile(member) as source, open(folder / name, "xb") as target:
+                with (
+                    cast(IO[bytes], archive.extractfile(member)) as source,
+                    open(folder / name, "xb") as target,
+                ):
                     shutil.copyfileobj(source, target)
     except FileExistsError:
         raise BundleError(f"{path}: holds two files of one name") from None

@@ -86,7 +86,8 @@ class Host:
     machine: dict = field(default_factory=dict)
     plans: dict = field(default_factory=dict)
     label: str = ""
-    folder: Path | None = None
+    bundle_folder: Path | None = None
+    """None where the host was refused before it got a bundle."""
     document: dict = field(default_factory=dict)
     state: str = ""
     reason: str | None = None
@@ -96,6 +97,12 @@ class Host:
     expected: int = 0
     intervals_ns: list[tuple[int, int]] = field(default_factory=list)
     """When each part was measured, by the host's own clock."""
+
+    @property
+    def folder(self) -> Path:
+        """The bundle of a host that takes part."""
+        assert self.bundle_folder is not None, "a host that was refused has no bundle"
+        return self.bundle_folder
 
 
 def connect(address: str):
@@ -168,7 +175,7 @@ class Fleet:
             else:
                 self.hosts.append(host)
         if not self.hosts:
-            reasons = "; ".join(dict.fromkeys(one.reason for one in self.refused))
+            reasons = "; ".join(dict.fromkeys(one.reason or "" for one in self.refused))
             raise LabError(f"No host of the cluster can take part: {reasons}")
         self._open(resume)
         return self.hosts
@@ -233,7 +240,7 @@ class Fleet:
         self.hosts.sort(key=lambda host: host.label)
         bundle.write_json(self.folder / NOTES / "hosts.json", labels)
         for host in self.hosts:
-            host.folder = self.folder / host.label
+            host.bundle_folder = self.folder / host.label
             self._open_bundle(host)
 
     def _left_by(self, host: Host, labels: Mapping[str, str]) -> str | None:
@@ -448,7 +455,7 @@ class Fleet:
             writer.close()
         record["status"], record["reason"] = runner.judge_parts(record["parts"])
         record["seconds"] = round(sum(part["seconds"] for part in record["parts"].values()), 3)
-        record["steal_percent"] = runner.steal_percent((0, 0), tuple(stolen))
+        record["steal_percent"] = runner.steal_percent((0, 0), (stolen[0], stolen[1]))
         runner.save(host.folder, host.document)
         if ended:
             raise ended
@@ -486,8 +493,8 @@ class Fleet:
             stolen[0] += max(0, after[0] - before[0])
             stolen[1] += max(0, after[1] - before[1])
         host.intervals_ns.append((answer["began_ns"], answer["ended_ns"]))
-        reason = _clean(answer["reason"]) if answer["reason"] else None
-        return _outcome(answer["status"], reason, answer["seconds"], part)
+        said = _clean(answer["reason"]) if answer["reason"] else None
+        return _outcome(answer["status"], said, answer["seconds"], part)
 
     def _worker(self, host: Host) -> str:
         """A worker of the host that is there; waits for one. Raises _Ended where none comes."""
@@ -657,16 +664,17 @@ def _outcome(status: str, reason: str | None, seconds: float, part: Mapping) -> 
 
 def _row(host: Host) -> dict:
     records = host.document.get("experiments", {})
-    sealed = host.folder is not None and (host.folder / bundle.SUMS).exists()
+    folder = host.bundle_folder
+    sealed = folder is not None and (folder / bundle.SUMS).exists()
     return {
         "label": host.label or None,
-        "folder": str(host.folder) if host.folder else None,
+        "folder": str(folder) if folder else None,
         "workers": len(host.workers),
         "state": host.state or INTERRUPTED,
         "reason": host.reason,
         "straggled": host.straggled,
         "seconds": host.seconds,
-        "digest": bundle.digest(host.folder) if sealed else None,
+        "digest": bundle.digest(folder) if folder and sealed else None,
         "experiments": {
             name: {key: record[key] for key in ("status", "reason", "rows")}
             for name, record in records.items()

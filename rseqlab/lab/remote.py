@@ -124,7 +124,7 @@ def measure(request: str) -> str:
                 ended_ns = time.monotonic_ns()
         except Stopped:
             return json.dumps({"state": "stopped"})
-    outcome = child.outcome
+    outcome = child.ended
     return json.dumps(
         {
             "state": "measured",
