@@ -106,11 +106,12 @@ def opened(browser, lab):
 def run_first(page) -> None:
     """Run the first cell. JupyterLab drops what is run before its session is ready, and shows an idle kernel already."""
     deadline = time.monotonic() + PATIENCE_MS / 1000
-    while page.locator(".jp-InputPrompt").first.inner_text().strip() == "[ ]:":
+    while (prompt := page.locator(".jp-InputPrompt").first.inner_text().strip()) != "[1]:":
         assert time.monotonic() < deadline, "the first cell was never run"
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
-        page.wait_for_timeout(1000)
+        if prompt == "[ ]:":
+            page.locator(".jp-CodeCell .cm-content").first.click()
+            page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(500)
 
 
 def write(page, number: int, text: str) -> None:

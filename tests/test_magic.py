@@ -9,6 +9,7 @@ import time
 
 import pytest
 from conftest import PATIENCE
+from IPython.core.completer import provisionalcompleter
 
 from rseqlab.cli import magic
 from rseqlab.experiments import catalogue
@@ -26,8 +27,11 @@ def shell():
 
 
 def completed(shell, text: str) -> set[str]:
-    _, found = shell.complete(None, line=text, cursor_pos=len(text))
-    return set(found)
+    """The words that JupyterLab offers: what stands there with what would be put in, up to the cursor's word."""
+    with provisionalcompleter():
+        found = list(shell.Completer.completions(text, len(text)))
+    begins = text.rfind(" ") + 1
+    return {text[begins : one.start] + one.text for one in found}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_tab_offers_every_experiment_but_those_that_are_named_already(shell):
 def test_a_run_is_opened_by_name_and_tab_knows_the_names(shell):
     run = open_run(reference_runs()[-1])
     shell.user_ns["run"] = run
-    assert "cpu-id-read" in completed(shell, 'run["cpu-')
+    assert 'run["cpu-id-read' in completed(shell, 'run["cpu-')
     assert run["cpu-id-read"].equals(run.table("cpu-id-read"))
     assert set(run) == set(run._ipython_key_completions_()) and "cpu-id-read" in run
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 
 import typer
+from IPython.core.completer import CompletionContext, SimpleCompletion, context_matcher
 from IPython.core.error import UsageError as NotRun
 
 from rseqlab.cli import app
@@ -32,7 +33,8 @@ ENDING_S = 20
 def load(ipython) -> None:
     """What `%load_ext rseqlab` does."""
     ipython.register_magic_function(run_line, magic_kind="line", magic_name="rseqlab")
-    ipython.set_hook("complete_command", complete, str_key="%rseqlab")
+    if complete not in ipython.Completer.custom_matchers:
+        ipython.Completer.custom_matchers.append(complete)
 
 
 def run_line(line: str) -> None:
@@ -94,9 +96,15 @@ def _tell(process: subprocess.Popen, deadline: float | None) -> None:
 # ---- completion ----
 
 
-def complete(_, event) -> list[str]:
-    """What may stand where the cursor is: commands, options, or names that the command knows."""
-    return candidates(event.line, event.symbol)
+@context_matcher(identifier="rseqlab")
+def complete(context: CompletionContext) -> dict:
+    """What may stand where the cursor is: commands, options, or names that the command knows; and no Python there."""
+    line = context.text_until_cursor.lstrip()
+    if not line.startswith(("%rseqlab ", "%rseqlab\t")):
+        return {"completions": []}
+    begun = "" if line[-1].isspace() else line.split()[-1]
+    found = [SimpleCompletion(text=word, type="keyword") for word in candidates(line, begun)]
+    return {"completions": found, "matched_fragment": begun, "suppress": True}
 
 
 def candidates(line: str, begun: str) -> list[str]:
