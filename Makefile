@@ -58,7 +58,7 @@ workloads: ## Install the programs that `rseqlab run workload-...` runs (Postgre
 reference: setup ## Measure this machine for data/reference (full profile, some minutes; leave it alone)
 	@test -n "$(NAME)" || { echo "Say which: make reference NAME=<arch>-<cpu>-<kernel>" >&2; exit 2; }
 	.venv/bin/rseqlab run --profile full --out data/reference/$(NAME)
-	.venv/bin/python -m rseqlab.study.figures data/reference/headline.svg
+	.venv/bin/python -m rseqlab.study.shipped .
 
 # --no-config and no index in the output: the lock must hold everywhere.
 lock:    ## Renew requirements.lock from pyproject.toml (needs uv)

@@ -44,7 +44,8 @@ def test_what_differs_is_counted_and_comes_first(compared):
     assert {"C42a"} == set(compared.effects[compared.effects["verdicts"] == "differ"]["claim"])
     assert not {"C31", "C13", "L16"} & set(differ["claim"])
     assert compared.claims().frame["claim"].iloc[0] in set(differ["claim"])
-    assert f"{len(compared.effects)} claims" in compared.sentence()
+    assert f" of {len(compared.effects)} claims" in compared.sentence()
+    assert "1 have contrary verdicts" in compared.sentence()
     assert len(compared.options().frame) == 0
 
 

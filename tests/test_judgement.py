@@ -8,7 +8,6 @@ import pytest
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
-from rseqlab.lab.runner import project_root
 from rseqlab.lab.timing import Variant, calibrate, interleaved
 from rseqlab.study import claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
@@ -171,10 +170,3 @@ def test_figures_have_a_description_a_text_twin_and_no_date(run, figure):
     assert shown.caption in repr(shown)
     assert figure(run).svg == shown.svg, "the same run must give the same figure"
     assert "#010203" not in shown.svg and "<script" not in shown.svg
-
-
-def test_the_picture_in_the_readme_is_the_shipped_runs(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.argv", ["figures", str(tmp_path / "headline.svg")])
-    figures.main()
-    shipped = project_root() / "data" / "reference" / "headline.svg"
-    assert shipped.read_text() == (tmp_path / "headline.svg").read_text(), "make reference NAME=... writes it"

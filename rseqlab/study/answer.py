@@ -30,10 +30,14 @@ class Answer:
         return f"{self.question} {self.sentence} ({self.strength}; {self.where})"
 
     @property
-    def where(self) -> str:
+    def command(self) -> str:
         """What to run for the rows."""
-        shown = f"rseqlab claims {' '.join(self.claims)}" if self.claims else "rseqlab options"
-        return f"{shown}; notebook {self.notebook}"
+        return f"rseqlab claims {' '.join(self.claims)}" if self.claims else "rseqlab options"
+
+    @property
+    def where(self) -> str:
+        """What to run, and what to read."""
+        return f"{self.command}; notebook {self.notebook}"
 
     def _repr_html_(self) -> str:
         question, sentence, strength = map(html.escape, (self.question, self.sentence, self.strength))

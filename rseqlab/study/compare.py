@@ -18,7 +18,7 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
 from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
-from rseqlab.study.claims import FAILS, HOLDS, Verdicts, judge
+from rseqlab.study.claims import FAILS, HOLDS, NOT_MEASURED, Verdicts, judge
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
@@ -168,12 +168,17 @@ class Comparison:
         }
 
     def sentence(self) -> str:
-        """How far the runs agree, counted."""
-        frame = self.effects
-        both = frame[frame["effects"] != ""]
+        """How far the runs agree, counted over what all of them measured."""
+        findings = [[one.finding for one in alike] for alike in zip(*self.judged, strict=True)]
+        given = [{one.verdict for one in alike} for alike in findings]
+        measured = [verdicts for verdicts in given if NOT_MEASURED not in verdicts]
+        same = sum(len(verdicts) == 1 for verdicts in measured)
+        contrary = sum({HOLDS, FAILS} <= verdicts for verdicts in measured)
+        both = self.effects[self.effects["effects"] != ""]
         return (
-            f"Of {len(frame)} claims {int((frame['verdicts'] == 'agree').sum())} have verdicts that agree (the same, or "
-            f"one gives none); of {len(both)} effects {int((both['effects'] == 'agree').sum())} have intervals that overlap."
+            f"{len(measured)} of {len(given)} claims were measured on all runs: {same} have one verdict, "
+            f"{len(measured) - same - contrary} are inconclusive on some, {contrary} have contrary verdicts. Of "
+            f"{len(both)} effects {int((both['effects'] == 'agree').sum())} have intervals that overlap the first run's."
         )
 
     def forest(self) -> Figure:

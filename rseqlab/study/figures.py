@@ -8,9 +8,7 @@ import html
 import io
 import itertools
 import re
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.patches
@@ -23,7 +21,7 @@ from rseqlab.host import parse_cpu_list
 from rseqlab.lab import stats
 from rseqlab.study import claims
 from rseqlab.study.claims import MEASURES, paired_ratio, samples
-from rseqlab.study.run import NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import NotMeasured, StudyRun
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 _INK = "#010203"
@@ -701,15 +699,3 @@ def _bytes(axes, member: layout.Member, left: float, width: float, bottom: float
         axes.text(
             left + width / 2, bottom + 0.45, name, fontsize=5, ha="center", va="center", linespacing=0.9
         )
-
-
-def main() -> None:
-    """Write the README's figure, from the shipped reference run, to the path given."""
-    figure = counter(open_run(reference_runs()[-1]))
-    # GitHub shows it as an image of its own: no page to take the colour from.
-    svg = figure.svg.replace("currentColor", "#57606a").replace("<svg", '<svg style="background:none"', 1)
-    Path(sys.argv[1]).write_text(svg)
-
-
-if __name__ == "__main__":
-    main()

@@ -160,14 +160,18 @@ def local_runs() -> list[tuple[Path, dict]]:
     return sorted(found, key=lambda run: run[1]["ended"], reverse=True)
 
 
+FRONT = "front.txt"
+"""Names the shipped runs that are opened where there are none of the reader's: a machine more must not change them."""
+
+
 def reference_runs(group: str = "machine") -> list[Path]:
-    """The runs of a group that are shipped in data/reference, in the order of their start."""
-    folders = [path.parent for path in (project_root() / "data" / "reference").glob("*/run.json")]
-    found = [(read_run(folder), folder) for folder in folders]
+    """The runs of a group that are shipped in data/reference: in the order of their start, but the front page's last."""
+    home = project_root() / "data" / "reference"
+    front = (home / FRONT).read_text().split() if (home / FRONT).exists() else []
+    found = [(read_run(path.parent), path.parent) for path in home.glob("*/run.json")]
     found = [(run, folder) for run, folder in found if run["ended"]]  # one that is being measured is none yet
-    return [
-        folder for run, folder in sorted(found, key=lambda one: one[0]["started"]) if run["group"] == group
-    ]
+    found.sort(key=lambda one: (one[1].name in front, one[0]["started"]))
+    return [folder for run, folder in found if run["group"] == group]
 
 
 def _origin(folder: Path) -> str:
