@@ -14,7 +14,7 @@ from rseqlab.lab import stats
 from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.options.criteria import CRITERION, outcome
-from rseqlab.options.matrix import Cell
+from rseqlab.options.matrix import WORKS, Cell
 from rseqlab.study import kernel_counts
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
@@ -755,17 +755,23 @@ def _cells(run: StudyRun, option: str, criteria: str) -> list[Cell]:
     return found
 
 
+SPOKEN_CELLS = 2
+"""Of more cells than this a claim says the outcome alone; the commands that list their scenes are named."""
+
+
 def _told(cells: list[Cell]) -> str:
-    return " ".join(
-        f"{cell.option}, {CRITERION[cell.criterion].label}: {cell.label}. {cell.sentence}" for cell in cells
-    )
+    outcomes = [f"{cell.option}, {CRITERION[cell.criterion].label}: {cell.label}" for cell in cells]
+    if len(cells) > SPOKEN_CELLS:
+        bad = [f"`rseqlab options {cell.option}/{cell.criterion}`" for cell in cells if cell.outcome != WORKS]
+        return "; ".join(outcomes) + (f". Scene by scene: {', '.join(bad)}." if bad else ".")
+    return " ".join(f"{told}. {cell.sentence}" for told, cell in zip(outcomes, cells, strict=True))
 
 
 @_rule
 def option_works(run, claim, option, criteria):
     """Every scene of these criteria ends well for the option."""
     cells = _cells(run, option, criteria)
-    good = all(cell.outcome == "works" for cell in cells)
+    good = all(cell.outcome == WORKS for cell in cells)
     return Finding(HOLDS if good else FAILS, _told(cells))
 
 

@@ -111,8 +111,8 @@ def _introduction(run: StudyRun) -> list[str]:
         paragraph(
             "In July 2020 the glibc maintainers were asked whether the symbol __rseq_abi may grow in size and "
             "alignment between two releases, or whether an extended struct rseq must sit behind a pointer, which is "
-            "slightly less efficient. This is what an executable study of that question says on one machine. All of "
-            "its numbers were measured by the commands below, none is quoted."
+            "slightly less efficient. This is what an executable study of that question says on one machine. Its numbers "
+            "were measured by the commands below; only who uses rseq is cited, from the sources that those rows name."
         ),
         heading("Answers"),
         *(

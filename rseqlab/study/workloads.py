@@ -306,8 +306,8 @@ def in_short(run: StudyRun) -> str:
     found = effects(run)
     counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in (GAINS, LOSES, NULL, FEW)}
     return (
-        f"Of {len(found)} programs and loads, {counts[GAINS]} gain by rseq, {counts[LOSES]} lose and {counts[NULL]} show "
-        f"no difference; {counts[FEW]} were run too seldom for a verdict."
+        f"{len(found)} programs and loads were run with rseq and without: gain by it {counts[GAINS]}, lose "
+        f"{counts[LOSES]}, show no difference {counts[NULL]}, run too seldom for a verdict {counts[FEW]}."
     )
 
 
