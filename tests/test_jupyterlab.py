@@ -137,6 +137,7 @@ def test_a_struct_is_designed_and_played_by_keyboard(opened):
     assert page.evaluate("document.activeElement.textContent") == "Add the field"
     page.keyboard.press("Space")
     page.get_by_text("AT_RSEQ_FEATURE_SIZE is 84, AT_RSEQ_ALIGN 128").first.wait_for()
+    page.get_by_text("wide lies on 2 cache lines").first.wait_for()
     page.get_by_text("the object is 96 bytes smaller").first.wait_for()
     page.get_by_role("button", name="Play its scenes").focus()
     page.keyboard.press("Space")

@@ -45,7 +45,9 @@ class Said(widgets.HTML):
 
 
 def _choice(label: str, options, value) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, value=value, description=label, style=_LABEL)
+    return widgets.Dropdown(
+        options=options, value=value, description=label, style=_LABEL, layout={"width": "28em"}
+    )
 
 
 def _number(label: str, value: int, least: int, most: int) -> widgets.BoundedIntText:
@@ -74,7 +76,12 @@ class Designer(widgets.VBox):
     def __init__(self) -> None:
         self.design = Design()
         self.base = _choice("begins as Linux", layout.RELEASES, self.design.base)
-        self.field_name = widgets.Text(value="hint", description="new field", style=_LABEL)
+        self.field_name = widgets.Text(
+            value="hint",
+            description="new field",
+            style=_LABEL,
+            continuous_update=False,  # letter by letter, the button could arrive before the last of them
+        )
         self.field_bytes = _number("its bytes", 8, 1, LARGEST_FIELD_BYTES)
         powers = [1 << power for power in range(LARGEST_ALIGN_BYTES.bit_length())]
         self.field_align = _choice(
