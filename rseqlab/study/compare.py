@@ -18,12 +18,13 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
 from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
+from rseqlab.study import kernels
 from rseqlab.study.claims import FAILS, HOLDS, NOT_MEASURED, Verdicts, judge
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
-from rseqlab.study.run import CHOSEN, StudyRun
-from rseqlab.study.tables import Table
+from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun
+from rseqlab.study.tables import Sentences, Table
 
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
 FACTOR = (0.2, 20)
@@ -60,6 +61,15 @@ def grouped(words: dict[str, str]) -> str:
     return "; ".join(f"{word}: {', '.join(letters)}" for word, letters in found)
 
 
+def _facts(run: StudyRun) -> dict[str, str]:
+    """The facts of a run's machine, and of the kernels that it booted."""
+    facts = run.machine() | {"digest": run.bundle.digest[:12]}
+    try:
+        return facts | {"kernels in guests": kernels.guests(run)}
+    except NotMeasured:
+        return facts | {"kernels in guests": "none"}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Some runs, the first of which is the one that the others are compared with."""
@@ -91,7 +101,7 @@ class Comparison:
 
     def machines(self) -> Table:
         """The facts of each machine; those that differ come first, and of many machines alone."""
-        facts = [run.machine() | {"digest": run.bundle.digest[:12]} for run in self.runs]
+        facts = [_facts(run) for run in self.runs]
         if self.many:
             differ = [label for label in facts[0] if len({str(one[label]) for one in facts}) > 1]
             rows = [
@@ -130,14 +140,17 @@ class Comparison:
         return pd.DataFrame(rows)
 
     def claims(self) -> Table:
-        """Every claim on every run, with what differs first."""
-        shown = self.effects.sort_values(
+        """Every claim that a run measured on every run, with what differs first."""
+        verdicts = self.effects[[f"verdict {letter}" for letter in self.letters]]
+        shown = self.effects[(verdicts != NOT_MEASURED).any(axis=1)].sort_values(
             ["verdicts", "effects"], key=lambda column: column != "differ", kind="stable"
         )
         if self.many:
             shown = pd.DataFrame([self._claim_of_many(row) for row in shown.to_dict("records")])
         return Table(
-            shown, "Each claim on each run: verdict, effect with its 95 % interval, and whether they agree"
+            shown,
+            "Each claim on each run: verdict, effect with its 95 % interval, and whether they agree. "
+            f"{len(self.effects) - len(shown)} claims were measured on none of them and are left out",
         )
 
     def _claim_of_many(self, row: dict) -> dict:
@@ -182,7 +195,7 @@ class Comparison:
         )
 
     def forest(self) -> Figure:
-        """Every ratio that the runs share, with its interval, by run."""
+        """Every ratio that the runs share, with its interval, by run. Raises NotMeasured where there is none."""
         rows = []
         for alike in zip(*self.judged, strict=True):
             effects = [one.finding.effect for one in alike]
@@ -197,6 +210,8 @@ class Comparison:
                     }
                     for letter, one in zip(self.letters, effects, strict=True)
                 ]
+        if not rows:
+            raise NotMeasured("the runs share no ratio")
         numbers = pd.DataFrame(rows, columns=["claim", "run", "ratio", "low", "high"])
         ids = list(dict.fromkeys(numbers["claim"]))
         with mpl.rc_context(STYLE):
@@ -254,14 +269,30 @@ class Comparison:
         ]
         return [look for look in looks if len(look[0])]
 
+    def kernels(self) -> Table:
+        """The answers of the kernels in the runs' guests that are not the same everywhere. Raises NotMeasured."""
+        found = kernels.side_by_side(dict(zip(self.letters, self.runs, strict=True)))
+        if not self.many:
+            return found
+        rows = [
+            {name: row[name] for name in ("mode", "question", "attempt")}
+            | {"answer by run": grouped({letter: row[letter] for letter in self.letters})}
+            for row in found.frame.to_dict("records")
+        ]
+        return Table(
+            pd.DataFrame(rows, columns=["mode", "question", "attempt", "answer by run"]), found.caption
+        )
+
     def options(self) -> Table:
-        """The cells of the matrix that are not the same everywhere."""
+        """The cells of the matrix that are not the same everywhere. Raises NotMeasured where no cell was played on all."""
         matrices = [matrix_of(run) for run in self.runs]
         keys = [
             key
             for key, cell in matrices[0].cells.items()
             if cell.factor is None and all(one.cells[key].outcome != NOT_PLAYED for one in matrices)
         ]
+        if not keys:
+            raise NotMeasured("no scene of the options was played on all runs")
         words = {key: [one.cells[key].short for one in matrices] for key in keys}
         rows = [
             {"cell": "/".join(key), **dict(zip(self.letters, found, strict=True))}
@@ -295,14 +326,19 @@ class Comparison:
     def notebook(self) -> nbformat.NotebookNode:
         """The comparison as cells, for the report."""
         cells = [nbformat.v4.new_markdown_cell("# Side by side\n\nEach run is compared with the first.")]
-        parts = (
-            ("The runs", self.machines()),
-            ("How far they agree", Table(pd.DataFrame({"": [self.sentence()]}), "Counted over all claims")),
-            ("The ratios", self.forest()),
-            ("The option matrix", self.options()),
-            ("Every claim", self.claims()),
-        )
-        for title, shown in parts:
+        parts = {
+            "The runs": self.machines,
+            "How far they agree": lambda: Sentences((self.sentence(),)),
+            "The ratios": self.forest,
+            "The option matrix": self.options,
+            "The kernels of the guests": self.kernels,
+            "Every claim": self.claims,
+        }
+        for title, show in parts.items():
+            try:
+                shown = show()
+            except NotMeasured as missing:
+                shown = missing
             cells.append(nbformat.v4.new_markdown_cell(f"## {title}"))
             data = {"text/html": shown._repr_html_(), "text/plain": repr(shown)}
             output = nbformat.v4.new_output("execute_result", data=data, execution_count=1)

@@ -1,6 +1,6 @@
 """What kernels answer and what they cost, from runs of guests: tables and sentences, all computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -174,20 +174,37 @@ def differences(run: StudyRun, before: str = "6.12", after: str = "") -> Table:
     for series in (before, after):
         if series not in set(table["series"]):
             raise NotMeasured(f"the run has no kernel {series}; it has {', '.join(all_series(table))}")
+    changed, total = _changed(table[table["series"].isin([before, after])], "series", [before, after])
+    return Table(changed, f"{len(changed)} of {total} answers differ between {before} and {after}")
+
+
+def _changed(table: pd.DataFrame, by: str, columns: list[str]) -> tuple[pd.DataFrame, int]:
+    """(the answers that are not the same in all columns, how many were compared), each under every libc."""
     asked_once = (table["question"] == "state") & (table["mode"] != "none")
     wide = (
-        table[(table["mode"] != "libc") & ~asked_once & table["series"].isin([before, after])]
-        .groupby(["mode", "question", "attempt", "series"], sort=False)["answer"]
+        table[(table["mode"] != "libc") & ~asked_once]
+        .groupby(["mode", "question", "attempt", by], sort=False)["answer"]
         .agg(agreed)
-        .unstack("series")
+        .unstack(by)
         .dropna()
     )
-    changed = wide[wide[before] != wide[after]].reset_index()
+    changed = wide[wide[columns].nunique(axis=1) > 1].reset_index()
     changed["mode"] = changed["mode"].map(MODES)
-    total = len(wide)
+    return changed[["mode", "question", "attempt", *columns]], len(wide)
+
+
+def guests(run: StudyRun) -> str:
+    """The kernels that a run booted, in words. Raises NotMeasured."""
+    found = _answers(run).groupby("series", sort=False)["arch"].unique()
+    return "; ".join(f"Linux {series} on {' and '.join(archs)}" for series, archs in found.items())
+
+
+def side_by_side(runs: Mapping[str, StudyRun]) -> Table:
+    """Every answer that is not the same in all of these runs, by the runs' names. Raises NotMeasured."""
+    table = pd.concat([_answers(run).assign(run=name) for name, run in runs.items()])
+    changed, total = _changed(table, "run", list(runs))
     return Table(
-        changed[["mode", "question", "attempt", before, after]],
-        f"{len(changed)} of {total} answers differ between {before} and {after}",
+        changed, f"{len(changed)} of {total} answers of the guests' kernels are not the same in all runs"
     )
 
 
