@@ -64,6 +64,7 @@ def test_every_table_has_the_command_that_gives_it(text):
 def test_sections_can_be_chosen(run):
     some = evidence.text(run, ["options"])
     assert "\nOptions\n" in some and "\nClaims\n" not in some and "grow-symbol" in some
+    assert "\nNull results, and what was not measured\n" in some and "claims are not measured" in some
 
 
 def test_answers_are_sentences_of_this_run(run):

@@ -6,6 +6,7 @@ Written in the manner of a patch's cover letter. Costs stand beside benefits, an
 import re
 import textwrap
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -97,6 +98,20 @@ def heading(text: str) -> str:
 
 
 # ---- sections ----
+
+REASONS = {
+    "": "not part of these runs",
+    "report": "a report of what was said or done",
+    "opinion": "a demand or an opinion",
+    "nobody": "nobody outside can repeat it",
+    "hardware": "needs other hardware",
+    "software": "needs software that is not to be had",
+    "kernels": "needs other kernels",
+    "no experiment": "no experiment yet",
+}
+"""Why a claim has no rule, in the words of a list; the kinds are those of claims.WHY_NOT."""
+NULLS = "L50"
+"""The claim that says how often the lab gives a verdict on nothing."""
 
 SECTIONS: dict[str, Callable[[StudyRun], list[str]]] = {}
 
@@ -358,6 +373,27 @@ def _claim(one: Judged, references: References) -> str:
     return f"{said}\n{source}"
 
 
+def _null_results(run: StudyRun) -> list[str]:
+    """What was looked for and not seen, what the lab's own method does on nothing, and what nobody measured."""
+    judged = judge(run)
+    unclear = [one for one in judged if one.finding.verdict == INCONCLUSIVE]
+    missing = [one.claim for one in judged if one.finding.verdict == NOT_MEASURED]
+    reasons = Counter(REASONS[claim.why_not.partition(": ")[0]] for claim in missing)
+    lines = [f"A thing compared with itself: {one.finding.measured}" for one in judge(run, NULLS)]
+    try:
+        lines.append(workloads.in_short(run))
+    except NotMeasured as reason:
+        lines.append(f"Programs with rseq and without: {reason}")
+    lines += [f"No verdict on {one.claim.id}: {one.claim.sentence}." for one in unclear]
+    counted = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    lines.append(f"{len(missing)} of {len(judged)} claims are not measured: {counted or 'none'}.")
+    return [
+        heading("Null results, and what was not measured"),
+        *(paragraph(line, "  ", "- ") for line in lines),
+        "  $ rseqlab claims --verdict inconclusive\n  $ rseqlab claims --verdict 'not measured'",
+    ]
+
+
 def _reproduce(run: StudyRun) -> list[str]:
     profile = run.bundle.run["profile"]
     return [
@@ -390,7 +426,7 @@ def text(run: StudyRun, sections: Sequence[str] = ()) -> str:
     parts = [*_introduction(run), *_environment(run)]
     for name in chosen:
         parts += SECTIONS[name](run)
-    return "\n\n".join([*parts, *_reproduce(run)]) + "\n"
+    return "\n\n".join([*parts, *_null_results(run), *_reproduce(run)]) + "\n"
 
 
 # ---- a message ----
