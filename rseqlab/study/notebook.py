@@ -53,6 +53,7 @@ def execute(
             "RSEQLAB_RUNS": str(runs_folder().resolve()),
             "RSEQLAB_PAGE": "1",  # for a page: controls that nobody could move stay out
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            "OPENBLAS_NUM_THREADS": "1",  # there is a notebook on each CPU already; it has no part in the results
         }
         arguments = {"paths": [str(path.resolve()) for path in paths], "scratch": scratch, "lanes": lanes()}
         child = Child(execute_in_child, arguments, environment, NOTEBOOK_TIMEOUT_S * max(1, len(paths)))
@@ -76,6 +77,9 @@ def execute(
 
 def execute_in_child(arguments: Mapping) -> Iterator[dict]:
     """In a child: how many cells are done, as they are, then the executed notebook, each with its place in the list."""
+    from rseqlab.study import forked
+
+    forked.start_ahead()
     messages: asyncio.Queue[dict | None] = asyncio.Queue()
     with asyncio.Runner() as runner:
         work = runner.get_loop().create_task(_all(arguments, messages))
@@ -115,6 +119,8 @@ async def _one(path: Path, scratch: Path, tell: Callable[[dict], None]) -> None:
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
+    from rseqlab.study import forked
+
     node = nbformat.read(path, as_version=4)
     total = sum(cell.cell_type == "code" for cell in node.cells)
     # Sockets in a private folder: TCP ports would be open to every user of the machine.
@@ -129,6 +135,7 @@ async def _one(path: Path, scratch: Path, tell: Callable[[dict], None]) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         config=Config({"KernelManager": manager}),
+        kernel_manager_class=forked.Manager,
     )
     environment = os.environ | {"HOME": str(scratch), "IPYTHONDIR": str(scratch)}
     number = done = 0
@@ -149,5 +156,9 @@ async def _one(path: Path, scratch: Path, tell: Callable[[dict], None]) -> None:
     except TimeoutError:
         raise Failed(f"{path.name}: cell {number}: not done after {NOTEBOOK_TIMEOUT_S} s") from None
     except (RuntimeError, NoSuchKernel) as error:
-        raise Failed(f"{path.name}: no kernel could be started to execute it: {error}") from None
+        log = forked.log_of(manager["connection_file"])
+        said = log.read_text(errors="replace").strip().rpartition("\n")[2] if log.exists() else ""
+        raise Failed(
+            f"{path.name}: no kernel could be started to execute it: {error} {said}".strip()
+        ) from None
     tell({"node": node})
