@@ -8,7 +8,7 @@ import pytest
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
-from rseqlab.lab.timing import Variant, calibrate, interleaved
+from rseqlab.lab.timing import ROUND_TO, Variant, calibrate, interleaved
 from rseqlab.study import claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
 from rseqlab.study.run import NotMeasured, open_run, reference_runs
@@ -26,7 +26,22 @@ def steady(ns_per_iteration):
 def test_batches_are_calibrated_to_the_asked_length():
     for cost in (0.2, 7, 130, 3e6):
         iterations = calibrate(Variant(("v",), steady(cost)), 1_000_000)
-        assert 1_000_000 <= iterations * cost < 200_000_000 and iterations % 4 == 0
+        assert iterations * cost >= 1_000_000 and iterations % ROUND_TO == 0
+        assert iterations * cost < 2_000_000 or iterations == ROUND_TO, "longer than asked is time wasted"
+
+
+def test_one_interrupted_trial_does_not_make_batches_short_or_long():
+    """Whichever trial it is, for as long as fifty batches."""
+    for interrupted in range(6):
+        taken = iter([50_000_000 * (number == interrupted) for number in range(40)])
+        variant = Variant(("v",), lambda n, taken=taken: {"elapsed_ns": int(7 * n) + next(taken)})
+        assert 1_000_000 <= 7 * calibrate(variant, 1_000_000) < 2_000_000
+
+
+def test_contention_that_short_trials_did_not_meet_is_taken_back():
+    """Threads that overlap only in longer batches: what comes after the first 100,000 costs fifty times as much."""
+    variant = Variant(("v",), lambda n: {"elapsed_ns": n + 49 * max(0, n - 100_000)})
+    assert 1_000_000 <= variant.batch(calibrate(variant, 1_000_000))["elapsed_ns"] < 10_000_000
 
 
 def test_each_round_has_every_variant_once_in_a_drawn_order():

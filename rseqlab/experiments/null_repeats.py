@@ -14,7 +14,7 @@ from rseqlab.lab.timing import Variant, interleaved, pinned
 
 NAMES = ("one", "other", "again")
 PROFILE = {
-    "quick": {"repeats": 4, "processes": 8, "rounds": 4, "batch_ns": 1_000_000},
+    "quick": {"repeats": 2, "processes": 8, "rounds": 4, "batch_ns": 1_000_000},
     "full": {"repeats": 100, "processes": 8, "rounds": 4, "batch_ns": 1_000_000},
 }
 """As few processes and hardly more pairs than a verdict needs at least: more would only make a false one rarer."""

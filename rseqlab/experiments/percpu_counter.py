@@ -24,7 +24,7 @@ TECHNIQUES = (
 """``rseq-again`` is ``rseq`` once more: the A/A null."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
+    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000},
     "full": {"processes": 8, "rounds": 10, "batch_ns": 5_000_000},
 }
 

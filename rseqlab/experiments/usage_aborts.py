@@ -11,7 +11,7 @@ from rseqlab.census import trace
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 
-SECONDS = {"quick": 2, "full": 10}
+SECONDS = {"quick": 1, "full": 10}
 BLOCK, BATCH_NS = 2, 20_000_000
 TIMEOUT_S = 120
 MACHINE, LOAD = "what runs here", "our own load"

@@ -295,6 +295,8 @@ def _rows(path: Path, experiment: Experiment, record: Mapping) -> Iterator[dict]
     columns = experiment.all_columns()
     names = [column.name for column in columns]
     seen = set()
+    # By column, what its cells mean that were checked already: most words and many numbers come again.
+    known: list[dict[str, object]] = [{} for _ in columns]
     number = 0
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
@@ -307,9 +309,15 @@ def _rows(path: Path, experiment: Experiment, record: Mapping) -> Iterator[dict]
             where = f"{path}, row {number}"
             if len(cells) != len(names):
                 raise BundleError(f"{where}: {len(cells)} cells, not {len(names)}")
-            row = {
-                column.name: _value(column, cell, where) for column, cell in zip(columns, cells, strict=True)
-            }
+            row = {}
+            for column, checked, cell in zip(columns, known, cells, strict=True):
+                if cell not in checked:
+                    value = _value(column, cell, where)
+                    if column.kind == "float":  # hardly one comes twice
+                        row[column.name] = value
+                        continue
+                    checked[cell] = value
+                row[column.name] = checked[cell]
             if row["part"] not in record["parts"]:
                 raise BundleError(f"{where}: part {row['part']!r} is not in run.json")
             key = (row["part"], *(row[name] for name in experiment.key))

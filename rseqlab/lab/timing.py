@@ -12,6 +12,12 @@ MIN_BATCH_NS = 1_000_000
 ROUND_TO = 8
 """Batches are multiples of this many iterations (the loops in C are unrolled)."""
 
+MARGIN = 1.15
+"""A batch is meant to be so many times as long as asked, for the next trial to reach what was asked."""
+
+FAR = 2
+"""A trial so many times as long as asked is no measure of the batches that follow."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -33,14 +39,21 @@ def pinned(cpu: int) -> Iterator[int]:
 
 
 def calibrate(variant: Variant, batch_ns: int) -> int:
-    """Iterations that take at least ``batch_ns``. The trial batches also warm the variant up."""
-    iterations = 64
+    """Iterations that take at least ``batch_ns``, and hardly more. The trial batches also warm the variant up.
+
+    A trial that took far longer than asked met an interruption, or a contention that the short ones before it had
+    not: from it the number is taken back once, and tried again.
+    """
+    iterations, taken_back = 64, False
     while True:
         elapsed_ns = max(1, variant.batch(iterations)["elapsed_ns"])
-        if elapsed_ns >= batch_ns:
+        if elapsed_ns >= batch_ns and (taken_back or elapsed_ns <= FAR * batch_ns or iterations <= ROUND_TO):
             return iterations
-        grow = min(10.0, 1.3 * batch_ns / elapsed_ns)
-        iterations = (int(iterations * max(grow, 1.1)) // ROUND_TO + 1) * ROUND_TO
+        taken_back = taken_back or elapsed_ns >= batch_ns
+        change = min(10.0, MARGIN * batch_ns / elapsed_ns)
+        if elapsed_ns < batch_ns:
+            change = max(change, 1.1)
+        iterations = (int(iterations * change) // ROUND_TO + 1) * ROUND_TO
 
 
 def interleaved(

@@ -6,6 +6,7 @@ intervals. An option that a table has no row for is not measured, with the reaso
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import median
 
 from rseqlab.options.schemes import ORIGINAL, SLICE, Scheme
@@ -39,11 +40,7 @@ def _paired(rows: Rows, value: str, top: Mapping, bottom: Mapping) -> tuple[floa
     """(ratio, numerator, denominator, pairs): medians over the rounds that have both."""
 
     def chosen(wanted: Mapping) -> dict[tuple, float]:
-        return {
-            (row["part"], row["round"]): row[value]
-            for row in rows
-            if row[value] and all(row[name] == found for name, found in wanted.items())
-        }
+        return {(row["part"], row["round"]): row[value] for row in _with(rows, wanted) if row[value]}
 
     above, below = chosen(top), chosen(bottom)
     both = [key for key in above if key in below]
@@ -57,6 +54,12 @@ def _paired(rows: Rows, value: str, top: Mapping, bottom: Mapping) -> tuple[floa
     )
 
 
+def _with(rows: Rows, wanted: Mapping) -> list[Mapping]:
+    """The rows that have these values; there are thousands, so all of a row's are compared at once."""
+    names, values = itemgetter(*wanted), tuple(wanted.values())
+    return [row for row in rows if names(row) == values]
+
+
 def _access(scheme: Scheme, rows: Rows) -> Cost:
     """A dependent read, by the way that a library of that option takes, against a plain thread-local symbol."""
 
@@ -65,8 +68,8 @@ def _access(scheme: Scheme, rows: Rows) -> Cost:
         label = {"option": option, "tls_model": model, "loaded": "at-start", "check": "none"}
         return label | {"order": "dependent"}
 
-    labels = [row["access"] for row in rows if all(row[k] == v for k, v in way(scheme.id).items())]
-    plain = [row["access"] for row in rows if all(row[k] == v for k, v in way(PLAIN_OPTION).items())]
+    labels = [row["access"] for row in _with(rows, way(scheme.id))]
+    plain = [row["access"] for row in _with(rows, way(PLAIN_OPTION))]
     if not labels or not plain:
         return Cost(None, f"option-access-cost has no dependent read for {scheme.id}")
     # A way may be there twice, as a null of itself: the longer label says so.

@@ -241,11 +241,10 @@ def samples(run: StudyRun, experiment: str, way: str, condition: str, start: str
     measure, table = MEASURES[experiment], run.table(experiment)
     if condition == "most":
         condition = str(table[measure.condition].max())
-    chosen = table[
-        (table[measure.way] == way)
-        & (table[measure.condition].astype(str) == condition)
-        & (table["start"] == start)
-    ]
+    key = ("samples", experiment, way, condition, start)
+    if key in run.kept:
+        return run.kept[key]
+    chosen = table.take(_places(run, experiment).get((way, condition, start), []))
     values = chosen.dropna(subset=[measure.value])
     if values.empty:
         reasons = chosen["reason"].dropna().unique() if "reason" in chosen else []
@@ -254,7 +253,20 @@ def samples(run: StudyRun, experiment: str, way: str, condition: str, start: str
             "; ".join(reasons) or recorded or f"{experiment} has no rows for {way}, {condition}, {start}"
         )
     index = pd.MultiIndex.from_arrays([values["part"].str.rpartition("-")[2], values["round"]])
-    return pd.Series(values[measure.value].to_numpy(), index=index)
+    run.kept[key] = pd.Series(values[measure.value].to_numpy(), index=index)
+    return run.kept[key]
+
+
+def _places(run: StudyRun, experiment: str) -> dict[tuple[str, str, str], list[int]]:
+    """(way, condition, start) to the numbers of its rows: each claim and figure asks for a few of thousands."""
+    key = ("places", experiment)
+    if key not in run.kept:
+        measure, table, found = MEASURES[experiment], run.table(experiment), {}
+        conditions = table[measure.condition].astype(str)
+        for place, name in enumerate(zip(table[measure.way], conditions, table["start"], strict=True)):
+            found.setdefault(name, []).append(place)
+        run.kept[key] = found
+    return run.kept[key]
 
 
 def paired_ratio(numerator: pd.Series, denominator: pd.Series) -> Interval:

@@ -1,10 +1,13 @@
 """The rows of guests as tables and claims need them: counts by registration, and ids by number of CPUs."""
 
+from functools import cache
+
 import pandas as pd
 
 from rseqlab.study.run import NotMeasured, StudyRun
 
 
+@cache
 def by_release(series: str) -> tuple:
     """Sorts 6.12 behind 6.1."""
     return tuple(int(part) if part.isdigit() else 0 for part in series.split("."))

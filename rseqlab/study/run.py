@@ -12,7 +12,7 @@ import pandas as pd
 
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
-from rseqlab.lab.bundle import Bundle, BundleError, read_run
+from rseqlab.lab.bundle import Bundle, BundleError, digest, read_run
 from rseqlab.lab.experiment import GROUPS, REGISTRATION
 from rseqlab.lab.runner import project_root, runs_folder
 
@@ -61,6 +61,11 @@ class StudyRun:
 
     @cached_property
     def _frames(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    @cached_property
+    def kept(self) -> dict:
+        """What was drawn from the tables already, by whoever drew it, under a key of its own: rows do not change."""
         return {}
 
     def table(self, name: str) -> pd.DataFrame:
@@ -187,6 +192,17 @@ def _needs_rseq(name: str) -> bool:
     return known is None or REGISTRATION in known.needs  # an unknown one is for Bundle to refuse
 
 
+_AHEAD: dict[str, StudyRun] = {}
+"""By folder: what :func:`open_ahead` opened in this process, or in the one that it is a fork of."""
+
+
+def open_ahead() -> StudyRun:
+    """Open the run of $RSEQLAB_RUN for the forks of this process: their open_run() need not check every row again."""
+    chosen = os.environ["RSEQLAB_RUN"]
+    _AHEAD[chosen] = open_run()
+    return _AHEAD[chosen]
+
+
 def open_run(folder: str | Path | None = None) -> StudyRun:
     """The run in ``folder``, or $RSEQLAB_RUN, or the newest local one, or the shipped reference.
 
@@ -197,6 +213,9 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
     chosen = os.environ.get("RSEQLAB_RUN") or None if folder is None else folder
     if chosen == "":
         raise UsageError("The folder of the run is empty text; name one, or leave it out for the newest.")
+    ahead = _AHEAD.get(str(chosen))
+    if ahead and ahead.bundle.digest == digest(Path(chosen)):
+        return ahead
     if chosen is not None:
         bundle = Bundle(Path(chosen), catalogue())
         origin, note = _origin(Path(chosen)), None
