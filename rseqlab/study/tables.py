@@ -1,6 +1,7 @@
 """One function per table: a run in, a table with units in its column names out."""
 
 import html
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +13,7 @@ from rseqlab.experiments.percpu_ops import TECHNIQUES
 from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats
 from rseqlab.study import figures
-from rseqlab.study.claims import ABORTS, MEASURES, judge, paired_ratio, samples, weaknesses
+from rseqlab.study.claims import ABORTS, MEASURES, judge, linked, paired_ratio, samples, weaknesses
 from rseqlab.study.run import NotMeasured, StudyRun
 
 
@@ -389,21 +390,31 @@ def takeovers(run: StudyRun) -> Table:
 
 
 def claims(run: StudyRun) -> Table:
-    """Every claim with its verdict on this run."""
-    return Table(
+    """Every claim with its verdict on this run; what was measured stands with each claim and its rows."""
+    return ClaimsTable(
         pd.DataFrame(
             [
                 {
                     "id": one.claim.id,
                     "verdict": one.finding.verdict,
+                    "kind": one.claim.kind,
                     "claim": one.claim.sentence,
-                    "on this run": one.finding.measured,
+                    "tested by": one.claim.experiment or "nothing",
                 }
                 for one in judge(run)
             ]
         ),
         "What people said, tested on this run",
     )
+
+
+class ClaimsTable(Table):
+    """A table whose first column names claims."""
+
+    def _repr_html_(self) -> str:
+        return re.sub(
+            r"(<tr>\s*<td>)(\w+)(?=</td>)", lambda row: row[1] + linked(row[2]), super()._repr_html_()
+        )
 
 
 def weak_points(run: StudyRun) -> Table:
