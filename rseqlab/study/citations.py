@@ -68,9 +68,14 @@ def addresses(sources: list[str]) -> list[str]:
     return found
 
 
+def _short(text: str) -> str:
+    """An address without what every one of its kind has; a mail is named by its message id."""
+    return re.sub(r"^https?://(lore\.kernel\.org/(r|all)/|www\.)?", "", text)
+
+
 def linked(source: str, before: str = "") -> str:
     """A source as HTML."""
     return "".join(
-        f"<a href='{html.escape(address)}'>{html.escape(text)}</a>" if address else html.escape(text)
+        f"<a href='{html.escape(address)}'>{html.escape(_short(text))}</a>" if address else html.escape(text)
         for text, address in pieces(source, before)
     )

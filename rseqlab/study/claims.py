@@ -143,15 +143,15 @@ class Judged:
         if read.commands:
             lines = html.escape("\n".join(read.commands))
             folds.append(
-                f"<details class='rl-command'><summary>show the command <span class='rl-of'>for {name}</span></summary>"
+                f"<details class='rl-command'><summary>show the command<span class='rl-of'> for {name}</span></summary>"
                 f"<pre><code>{lines}</code></pre></details>"
             )
         if read.rows or read.facts:
             facts = f"<p>{html.escape(read.facts_sentence)}</p>" if read.facts else ""
             tables = "".join(one._repr_html_() for one in read.rows)
             folds.append(
-                f"<details class='rl-evidence'><summary>show the rows <span class='rl-of'>for {name}: "
-                f"{html.escape(read.title)}</span></summary>{facts}{tables}</details>"
+                f"<details class='rl-evidence'><summary>show the rows<span class='rl-of'> for {name}</span>: "
+                f"<span class='rl-where'>{html.escape(read.title)}</span></summary>{facts}{tables}</details>"
             )
         return f"<div class='rl-folds'>{''.join(folds)}</div>" if folds else ""
 

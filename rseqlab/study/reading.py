@@ -148,9 +148,13 @@ class Rows:
     @property
     def sentence(self) -> str:
         """Where they lie and what they have in common."""
+        return f"{self.title} in run {self.run_id}{self._common}."
+
+    @property
+    def _common(self) -> str:
         where = f", where {', '.join(f'{name} is {value}' for name, value in self.where.items())}"
         rest = f". {self.left_out:,} more lines are left out" if self.left_out else ""
-        return f"{self.title} in run {self.run_id}{where if self.where else ''}{rest}."
+        return f"{where if self.where else ''}{rest}"
 
     def document(self) -> dict:
         """The rows as JSON."""
@@ -185,9 +189,10 @@ class Rows:
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>" for line in self.lines
         )
-        caption = html.escape(self.sentence)
+        # No caption: it would be as narrow as the table.
         return (
-            f"<table class='rl-table rl-rows'><caption>{caption}</caption>"
+            f"<p>{html.escape(f'{self.file} of run {self.run_id}{self._common}.')}</p>"
+            f"<table class='rl-table rl-rows' aria-label='{html.escape(self.title)}'>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         )
 
