@@ -13,6 +13,8 @@ THREAD = "https://lore.kernel.org/r/131549905.11442.1594731035989.JavaMail.zimbr
 _CITED = re.compile(
     r"(?P<url>https?://[^\s),;]+)"
     r"|(?P<mail>[\w.-]+/[\w.-]+):m@(?P<mail_commit>[0-9a-f]+)"
+    r"|(?P<of>[\w.-]+/[\w.-]+):commit (?P<id>[0-9a-f]{7,40})"
+    r"|(?P<tagged>[\w.-]+/[\w.-]+):tag (?P<tag>[\w.-]*\w)"
     r"|(?P<repository>[\w.-]+/[\w.-]+):(?P<path>[\w./-]*\w)(?:@(?P<at>[0-9a-f]+))?"
     r"|glibc bug (?P<bug>\d+)"
     r"|(?P<commit>\b[0-9a-f]{12}\b)(?P<tcmalloc> of TCMalloc)?"
@@ -33,9 +35,13 @@ def _address(found: re.Match, before: str) -> str:
     """Where a citation can be read; ``before`` is where the source before this one could."""
     part = found.groupdict()
     if part["url"]:
-        return part["url"].replace("http://lists.infradead.org", "https://lists.infradead.org", 1)
+        return re.sub("^http:", "https:", part["url"])
     if part["mail"]:
         return f"https://github.com/{part['mail']}/blob/{part['mail_commit']}/m"
+    if part["id"]:
+        return f"https://github.com/{part['of']}/commit/{part['id']}"
+    if part["tag"]:
+        return f"https://github.com/{part['tagged']}/tree/{part['tag']}"
     if part["repository"]:
         return f"https://github.com/{part['repository']}/blob/{part['at'] or 'HEAD'}/{part['path']}"
     if part["bug"]:

@@ -12,7 +12,7 @@ from rseqlab.experiments import catalogue
 from rseqlab.experiments.percpu_ops import TECHNIQUES
 from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats
-from rseqlab.study import figures
+from rseqlab.study import citations, figures
 from rseqlab.study.claims import ABORTS, MEASURES, judge, linked, paired_ratio, samples, weaknesses
 from rseqlab.study.run import NotMeasured, StudyRun
 
@@ -33,6 +33,24 @@ class Table:
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string(index=False, na_rep='')}"
+
+
+class Listing(Table):
+    """A table of code: where the paper is narrow, it may break anywhere."""
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_().replace("rl-table", "rl-table rl-listing", 1)
+
+
+class Cited(Table):
+    """A table with columns of sources, which are links."""
+
+    def _repr_html_(self) -> str:
+        shown = self.frame.fillna("").astype(str).rename_axis(columns=None)
+        for name in shown:
+            shown[name] = shown[name].map(citations.linked if "source" in name else html.escape)
+        text = shown.to_html(classes="rl-table rl-cited", border=0, index=False, escape=False, justify="left")
+        return text.replace("<thead>", f"<caption>{html.escape(self.caption)}</caption><thead>", 1)
 
 
 @dataclass(frozen=True)
@@ -178,7 +196,7 @@ def access_code(run: StudyRun, option: str, arch: str = "x86_64", check: str = "
     wide = rows.assign(text=text).pivot(index="number", columns="tls_model", values="text")
     columns = [name for name in figures.TLS_LOOKS if name in wide]
     compiler = rows["compiler"].iloc[0]
-    return Table(
+    return Listing(
         wide[columns].fillna("").reset_index(),
         f"{option}, check {check}, {arch}: the instructions of {compiler}; in braces what the linker fills in",
     )
