@@ -71,6 +71,10 @@ def test_axe_finds_no_barrier_on_a_phone(browser, page, width):
     tab, _, _ = visit(browser, page, width)
     assert barriers(tab) == []
     assert tab.evaluate("document.documentElement.scrollWidth") <= width, "with everything unfolded"
+    cut = """() => [...document.querySelectorAll("main *")].filter((e) => e.checkVisibility()
+        && e.getBoundingClientRect().right > innerWidth + 1 && !e.parentElement.closest(".scroll, pre, .rl-of"))
+        .map((e) => e.outerHTML.slice(0, 99))"""
+    assert tab.evaluate(cut) == [], "what sticks out lies in a region that scrolls"
     unreachable = """() => [...document.querySelectorAll("main *")].filter((e) =>
         e.scrollWidth > e.clientWidth + 1 && ["auto", "scroll"].includes(getComputedStyle(e).overflowX)
         && e.checkVisibility() && !(e.tabIndex === 0 && e.getAttribute("role") === "region"
