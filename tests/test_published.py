@@ -121,9 +121,9 @@ def test_every_claim_has_its_place_with_verdict_source_and_folds(browser, page):
     for claim in claims():
         place = tab.locator(f"#claim-{claim.id}")
         badge = place.locator(".rl-verdict")
-        assert badge.inner_text() in ("holds", "fails", "inconclusive", "not measured")
+        assert badge.text_content() in ("holds", "fails", "inconclusive", "not measured")
         assert "content" in badge.evaluate("e => 'content ' + getComputedStyle(e, '::before').content")
-        assert claim.sentence in place.inner_text() and claim.id in place.inner_text()
+        assert claim.sentence in place.text_content() and claim.id in place.text_content()
         folds = place.locator("details")
         assert folds.count() == 0 if not claim.rule else folds.count() >= 1, claim.id
     assert not said and asked == [page.as_uri()]
@@ -204,7 +204,7 @@ def test_it_prints_to_a_clean_pdf(browser, page, tmp_path):
     assert told.count("spread_percent") > tab.locator("th", has_text="spread_percent").count(), (
         "heads are repeated"
     )
-    assert "rseqlab run --profile full option-access-cost\n" not in told, "what is folded stays folded"
+    assert "rseqlab run --profile full registration-cost\n" not in told, "what is folded stays folded"
     tab.context.close()
 
 
