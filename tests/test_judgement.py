@@ -9,8 +9,9 @@ from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
 from rseqlab.lab.timing import ROUND_TO, Variant, calibrate, interleaved
-from rseqlab.study import claims, figures, tables
+from rseqlab.study import citations, claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
+from rseqlab.study.reading import MOST_ROWS, WatchedRun
 from rseqlab.study.run import NotMeasured, open_run, reference_runs
 
 
@@ -185,3 +186,79 @@ def test_figures_have_a_description_a_text_twin_and_no_date(run, figure):
     assert shown.caption in repr(shown)
     assert figure(run).svg == shown.svg, "the same run must give the same figure"
     assert "#010203" not in shown.svg and "<script" not in shown.svg
+
+
+# ---- what a rule reads ----
+
+
+@pytest.fixture(scope="module")
+def judged(run):
+    return claims.judge(run)
+
+
+def test_a_watched_run_gives_the_same_findings(run, judged):
+    for one in judged:
+        if one.claim.rule:
+            assert claims._find(WatchedRun.of(run), one.claim) == one.finding, one.claim.id
+
+
+def test_every_rule_says_what_it_read_and_how_to_measure_it_again(judged):
+    for one in judged:
+        read = one.reading
+        if not one.claim.rule:
+            assert not read.commands and not read.rows, one.claim.id
+            continue
+        assert read.commands[-1] == f"rseqlab claims {one.claim.id}"
+        measuring = " ".join(read.commands[:-1]).split()
+        assert [name for name in measuring if name in catalogue()], one.claim.id
+        if one.finding.verdict != NOT_MEASURED:
+            assert read.rows or read.facts, one.claim.id
+        for rows in read.rows:
+            assert rows.experiment in measuring and rows.file == f"{rows.experiment}.csv"
+            assert 0 <= rows.chosen <= rows.of and len(rows.lines) <= MOST_ROWS
+            if not rows.left_out:
+                place = rows.columns.index("rows")
+                assert sum(int(line[place].replace(",", "")) for line in rows.lines) == rows.chosen
+
+
+def test_the_rows_of_a_ratio_are_those_of_its_two_ways_and_of_the_null(run, judged):
+    one = next(one for one in judged if one.claim.id == "C38b")
+    (rows,) = one.reading.rows
+    ways = ["syscall", "libc-offset"]
+    values = [claims.samples(run, "cpu-id-read", way, "throughput", "libc") for way in ways]
+    assert [line[0] for line in rows.lines] == [*ways, "libc-offset-again"]
+    for line, expected in zip(rows.lines, values, strict=False):
+        assert int(line[1]) == len(expected) and float(line[2].split()[0]) == pytest.approx(
+            expected.median(), rel=0.01
+        )
+    assert rows.where == {"order": "throughput", "start": "libc"}
+
+
+def test_a_claim_that_could_not_be_measured_says_what_would_measure_it(run):
+    missing = claims.Claim("X1", "s", "t", "performance", "null-repeats", "nulls_without_verdict", 0.95)
+    if "null-repeats" not in run.bundle.run["experiments"]:
+        one = claims.Judged(missing, claims._find(run, missing), run)
+        assert one.finding.verdict == NOT_MEASURED
+        assert "null-repeats" in one.reading.commands[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("A, 2020, https://lore.kernel.org/r/1@x (1 ns)", "https://lore.kernel.org/r/1@x"),
+        ("A, http://lists.infradead.org/a.html (b)", "https://lists.infradead.org/a.html"),
+        ("this lab, from d7822b1e24f2 (0.8 ns)", "https://git.kernel.org/torvalds/c/d7822b1e24f2"),
+        ("a/b-c:x/y.c@0123abc (d)", "https://github.com/a/b-c/blob/0123abc/x/y.c"),
+        ("aaa4fbf6fcdc of TCMalloc", "https://github.com/google/tcmalloc/commit/aaa4fbf6fcdc"),
+        ("this lab, from the same mail", "https://before"),
+        ("this lab", None),
+    ],
+)
+def test_a_source_is_a_link(source, address):
+    found = [link for _, link in citations.pieces(source, "https://before") if link]
+    assert found == ([address] if address else [])
+    assert "".join(text for text, _ in citations.pieces(source)) == source
+
+
+def test_a_source_cannot_become_html():
+    assert "<b" not in citations.linked("<b>x</b> https://x/'onclick='y <i>")

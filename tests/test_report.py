@@ -434,19 +434,28 @@ def paper(page) -> str:
     return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
 
-def test_dark_follows_the_system_and_the_button_and_is_remembered(opened):
+def test_colours_follow_the_system_until_one_is_chosen_and_remembered(opened):
     page = opened().page
     page.emulate_media(color_scheme="light")
     light = paper(page)
     page.emulate_media(color_scheme="dark")
     dark = paper(page)
     assert light != dark
-    page.get_by_role("button", name="Light theme").click()
+    choice = page.get_by_role("group", name="Colours")
+    assert choice.get_by_role("radio", name="system").is_checked()
+    choice.get_by_role("radio", name="light").check()
     assert paper(page) == light
     page.reload()
-    assert paper(page) == light
+    assert paper(page) == light and choice.get_by_role("radio", name="light").is_checked()
     page.emulate_media(media="print", color_scheme="dark")
     assert paper(page) == "rgb(255, 255, 255)"
+    page.emulate_media(media="screen", color_scheme="light")
+    choice.get_by_role("radio", name="dark").check()
+    assert paper(page) == dark
+    choice.get_by_role("radio", name="system").check()
+    assert paper(page) == light
+    page.reload()
+    assert choice.get_by_role("radio", name="system").is_checked()
 
 
 def test_page_works_where_storage_is_denied(opened):
@@ -456,8 +465,10 @@ def test_page_works_where_storage_is_denied(opened):
     )
     page.page.reload()
     before = paper(page.page)
-    page.page.locator("#toggle-theme").click()
+    page.page.get_by_role("radio", name="dark").check()
     assert paper(page.page) != before
+    page.page.get_by_role("radio", name="system").check()
+    assert paper(page.page) == before
     assert page.complaints == []
 
 
@@ -493,12 +504,11 @@ def test_drawings_are_drawn(opened):
     assert clipped and all(element is not None for element in clipped)
 
 
-def test_print_hides_code_and_shows_contents(opened):
+def test_print_hides_code_contents_and_controls(opened):
     page = opened(PHONE).page
     page.emulate_media(media="print")
-    assert not page.locator("details.code").first.is_visible()
-    assert not page.locator(".tools").is_visible()
-    assert page.locator("nav li a").first.evaluate("e => e.getBoundingClientRect().height") > 0
+    for hidden in ("details.code", ".tools", "nav", "#search", "#theme"):
+        assert not page.locator(hidden).first.is_visible(), hidden
 
 
 def test_search_finds_counts_and_unfolds(opened):

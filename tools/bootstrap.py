@@ -229,6 +229,7 @@ OPTIONAL = (
         cross=True,
     ),
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
+    Tool("a reader of PDF files", ("pdftotext",), ("poppler-utils",)),
     Tool("a reader of the kernel's tracepoints", ("bpftrace",), ("bpftrace",)),
     Tool(
         "a reader of archives",

@@ -118,6 +118,9 @@ def claims(
             escape(one.claim.source),
         )
     out.print(table)
+    if ids:  # of all claims at once nobody could read it
+        for one in shown:
+            out.print(escape(one.evidence()), highlight=False, soft_wrap=True)
     out.print(escape(totals.sentence), highlight=False, soft_wrap=True)
 
 

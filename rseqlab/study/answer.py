@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
 from rseqlab.study import kernels, usage, workloads
-from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, Finding, Tally, judge
+from rseqlab.study.claims import (
+    FAILS,
+    HOLDS,
+    INCONCLUSIVE,
+    NOT_MEASURED,
+    Finding,
+    Tally,
+    judge,
+    linked,
+    linked_notebook,
+)
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Sentences
@@ -40,10 +50,12 @@ class Answer:
         return f"{self.command}; notebook {self.notebook}"
 
     def _repr_html_(self) -> str:
-        question, sentence, strength = map(html.escape, (self.question, self.sentence, self.strength))
+        question, strength = map(html.escape, (self.question, self.strength))
+        where = f"rows: {linked(', '.join(self.claims))}; " if self.claims else ""
         return (
-            f"<p class='rl-answer'><strong>{question}</strong> {sentence} "
-            f"<span class='rl-source'>{strength}; <code>{html.escape(self.where)}</code></span></p>"
+            f"<p class='rl-answer'><strong>{question}</strong> {linked(self.sentence)} "
+            f"<span class='rl-source'>{strength}; {where}notebook {linked_notebook(self.notebook)}; "
+            f"<code>{html.escape(self.command)}</code></span></p>"
         )
 
 
@@ -177,12 +189,19 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
     return sentence, "timed on this machine; instructions counted in guests"
 
 
+class NamesClaims(Sentences):
+    """Sentences that name claims."""
+
+    def _repr_html_(self) -> str:
+        return f"<ul>{''.join(f'<li>{linked(line)}</li>' for line in self.lines)}</ul>"
+
+
 def ledger(run: StudyRun) -> Sentences:
     """How many claims have which verdict on this run, and those that fail or stay open."""
     judged = judge(run)
     bad = [one for one in judged if one.finding.verdict in (FAILS, INCONCLUSIVE)]
     told = (f"{one.claim.id} {one.finding.verdict}: {one.claim.sentence}." for one in bad)
-    return Sentences((Tally(judged).sentence, *told))
+    return NamesClaims((Tally(judged).sentence, *told))
 
 
 def what_would_change(run: StudyRun) -> Sentences:
@@ -197,4 +216,4 @@ def what_would_change(run: StudyRun) -> Sentences:
     if open_ones:
         names = ", ".join(one.claim.id for one in open_ones)
         lines.append(f"This run leaves open, for want of a narrower interval: {names}.")
-    return Sentences(tuple(lines))
+    return NamesClaims(tuple(lines))

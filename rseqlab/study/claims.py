@@ -2,9 +2,12 @@
 
 import csv
 import html
+import os
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase as fnmatch
+from functools import cache, cached_property
 
 import pandas as pd
 
@@ -15,8 +18,9 @@ from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study import kernel_counts
+from rseqlab.study import citations, kernel_counts
 from rseqlab.study.matrix import matrix_of
+from rseqlab.study.reading import NOTHING, Reading, WatchedRun, plain, reading
 from rseqlab.study.run import NotMeasured, StudyRun
 
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
@@ -69,6 +73,16 @@ class Judged:
 
     claim: Claim
     finding: Finding
+    run: StudyRun | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the rule read: it judges once more, and the run is watched."""
+        if self.run is None or not self.claim.rule:
+            return NOTHING
+        watched = WatchedRun.of(self.run)
+        _find(watched, self.claim)
+        return reading(watched, self.claim.id, self.claim.experiment)
 
     def __str__(self) -> str:
         return f"[{self.finding.verdict}] {self.claim.sentence}. {self.finding.measured} ({self.claim.id}; {self.claim.source})"
@@ -95,14 +109,80 @@ class Judged:
             "low": effect and effect.low,
             "high": effect and effect.high,
             "samples": effect and effect.samples,
+            "addresses": self.addresses,
+            **self.reading.document(),
         }
 
-    def _repr_html_(self) -> str:
-        return (
-            f"<p class='rl-claim'>{self.badge()} "
-            f"{html.escape(self.claim.sentence)}. {html.escape(self.finding.measured)} "
-            f"<span class='rl-source'>{html.escape(self.claim.id)}: {html.escape(self.claim.source)}</span></p>"
+    @property
+    def addresses(self) -> list[str]:
+        """Where the source can be read."""
+        found = citations.pieces(self.claim.source, _before().get(self.claim.id, ""))
+        return list(dict.fromkeys(address for _, address in found if address))
+
+    def evidence(self) -> str:
+        """How to measure it again, and the rows behind it, as text."""
+        read = self.reading
+        told = [f"  $ {command}" for command in read.commands]
+        told += [str(one) for one in read.rows] + ([read.facts_sentence] if read.facts else [])
+        return "\n".join(
+            [f"{self.claim.id}: {self.finding.verdict}", *(told or [f"  {self.finding.measured}"])]
         )
+
+    def _repr_html_(self) -> str:
+        source = citations.linked(self.claim.source, _before().get(self.claim.id, ""))
+        return (
+            f"<div class='rl-claim' id='claim-{html.escape(self.claim.id)}'><p>{self.badge()} "
+            f"{html.escape(self.claim.sentence)}. {html.escape(self.finding.measured)} "
+            f"<span class='rl-source'>{html.escape(self.claim.id)}: {source}</span></p>{self._folds()}</div>"
+        )
+
+    def _folds(self) -> str:
+        """The commands and the rows, folded; nothing where no rule looked at any."""
+        read, name = self.reading, html.escape(self.claim.id)
+        folds = []
+        if read.commands:
+            lines = html.escape("\n".join(read.commands))
+            folds.append(
+                f"<details class='rl-command'><summary>show the command<span class='rl-of'> for {name}</span></summary>"
+                f"<pre><code>{lines}</code></pre></details>"
+            )
+        if read.rows or read.facts:
+            facts = f"<p>{html.escape(read.facts_sentence)}</p>" if read.facts else ""
+            tables = "".join(one._repr_html_() for one in read.rows)
+            folds.append(
+                f"<details class='rl-evidence'><summary>show the rows<span class='rl-of'> for {name}</span>: "
+                f"<span class='rl-where'>{html.escape(read.title)}</span></summary>{facts}{tables}</details>"
+            )
+        return f"<div class='rl-folds'>{''.join(folds)}</div>" if folds else ""
+
+
+@cache
+def _before() -> dict[str, str]:
+    """Claim to what "the same mail" means in its source."""
+    everything = claims()
+    found = citations.addresses([claim.source for claim in everything])
+    return {claim.id: address for claim, address in zip(everything, found, strict=True)}
+
+
+_ID = re.compile(r"\b[A-Z]\d\d[a-z]?\b")
+
+
+def linked(text: str) -> str:
+    """Text as HTML; on a page, where each claim has its place, the claims that it names are links to them."""
+    escaped = html.escape(text)
+    if not os.environ.get("RSEQLAB_PAGE"):
+        return escaped
+    return _ID.sub(lambda found: _link(found[0]), escaped)
+
+
+def linked_notebook(name: str) -> str:
+    """A notebook's name as HTML; on a page it is a link to its section."""
+    escaped = html.escape(name)
+    return f"<a href='{escaped}.ipynb'>{escaped}</a>" if os.environ.get("RSEQLAB_PAGE") else escaped
+
+
+def _link(name: str) -> str:
+    return f"<a href='#claim-{name}'>{name}</a>" if name in _before() else name
 
 
 class Verdicts(list):
@@ -138,7 +218,7 @@ def judge(run: StudyRun, *ids: str) -> Verdicts:
     known = {claim.id: claim for claim in claims()}
     if unknown := [name for name in ids if name not in known]:
         raise UsageError(f"No claim is called {', '.join(unknown)}. The claims are: {', '.join(known)}.")
-    return Verdicts(Judged(known[name], _find(run, known[name])) for name in ids or known)
+    return Verdicts(Judged(known[name], _find(run, known[name]), run) for name in ids or known)
 
 
 @dataclass(frozen=True)
@@ -169,7 +249,7 @@ class Tally:
     def _repr_html_(self) -> str:
         items = "".join(
             f"<li>{one.badge()} {html.escape(one.claim.sentence)} "
-            f"<span class='rl-source'>{html.escape(one.claim.id)}</span></li>"
+            f"<span class='rl-source'>{linked(one.claim.id)}</span></li>"
             for one in self.judged
         )
         return f"<p>{html.escape(self.sentence)}</p><ul class='rl-tally'>{items}</ul>"
@@ -244,7 +324,11 @@ def samples(run: StudyRun, experiment: str, way: str, condition: str, start: str
     key = ("samples", experiment, way, condition, start)
     if key in run.kept:
         return run.kept[key]
-    chosen = table.take(_places(run, experiment).get((way, condition, start), []))
+    if run is plain(run):
+        chosen = table.take(_places(run, experiment).get((way, condition, start), []))
+    else:  # the same rows, chosen in the way that a watched run can see
+        same_condition = table[measure.condition].astype(str) == condition
+        chosen = table[(table[measure.way] == way) & same_condition & (table["start"] == start)]
     values = chosen.dropna(subset=[measure.value])
     if values.empty:
         reasons = chosen["reason"].dropna().unique() if "reason" in chosen else []
@@ -428,8 +512,9 @@ def instructions_more(run, claim, options):
     value, apart = INSTRUCTIONS[claim.experiment]
     table = run.table(claim.experiment)
     plain = table[(table["check"] == "none") & (table.get("loaded", "at-start") == "at-start")]
-    counts = plain.dropna(subset=[value]).groupby([*apart, "option"])[value].median().unstack()
     more, less = options.split("|")
+    two = plain[plain["option"].isin([more, less])].dropna(subset=[value])
+    counts = two.groupby([*apart, "option"])[value].median().unstack()
     both = counts.reindex(columns=[more, less]).dropna()
     return _share(
         int((both[more] - both[less] == claim.threshold).sum()),
@@ -442,10 +527,12 @@ def instructions_more(run, claim, options):
 # ---- memory ----
 
 
-def thread_bytes(run: StudyRun) -> pd.DataFrame:
-    """Measured bytes per thread: a row per process and round, a column per layout."""
+def thread_bytes(run: StudyRun, *layouts: str) -> pd.DataFrame:
+    """Measured bytes per thread: a row per process and round, a column per layout; all of them, or these."""
     table = run.table("thread-memory")
     measured = table[table["kind"] == "measured"].dropna(subset=["bytes_per_thread"])
+    if layouts:
+        measured = measured[measured["layout"].isin(layouts)]
     if measured.empty:
         raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "thread-memory has no measured row")
     return measured.pivot_table(index=["part", "round"], columns="layout", values="bytes_per_thread")
@@ -460,7 +547,8 @@ def paired_difference(more: pd.Series, less: pd.Series) -> Interval:
 @_rule
 def more_bytes(run, claim, layouts):
     """Threads with the first layout hold more than those with the second, by more than ``threshold`` bytes."""
-    held, (more, less) = thread_bytes(run), layouts.split("|")
+    more, less = layouts.split("|")
+    held = thread_bytes(run, more, less)
     if not {more, less} <= set(held):
         raise NotMeasured(f"thread-memory has no measured row for {more} or for {less}")
     effect = paired_difference(held[more], held[less])
@@ -489,7 +577,7 @@ def answers_as_documented(run, claim, question):
     table = run.table(claim.experiment)
     tried = table[(table["question"] == question) & (table["start"] == "none") & table["predicted"].notna()]
     good = int((tried["answer"] == tried["predicted"]).sum())
-    taken = tried.loc[tried["answer"] == "accepted", "length_bytes"]
+    taken = tried["length_bytes"][tried["answer"] == "accepted"]
     range_ = f"accepted are {_ranges(taken)}" if len(taken) else "none was accepted"
     return _share(good, len(tried), f"lengths answered as documented; {range_}")
 
@@ -633,9 +721,7 @@ def fewer_slots(run, claim):
             f"so at least {claim.threshold:g} are needed to tell"
         )
     moved = table[(table["cpus"] == cpus) & (table["threads"] == 1) & (table["moves"] > 0)]
-    dense, sparse = (
-        float(moved.loc[moved["way"] == way, "slots_used"].median()) for way in ("mm_cid", "cpu_id")
-    )
+    dense, sparse = (float(moved[moved["way"] == way]["slots_used"].median()) for way in ("mm_cid", "cpu_id"))
     return Finding(
         HOLDS if dense < sparse else FAILS,
         f"Here a thread that is moved over {cpus} CPUs touches {dense:g} slots by mm_cid and {sparse:g} by cpu_id.",
@@ -654,13 +740,18 @@ def _since(table: pd.DataFrame, release: str) -> pd.DataFrame:
     return found
 
 
+def _added(run: StudyRun, release: str, measure: str, *registrations: str) -> pd.DataFrame:
+    """What these registrations without a section add, on each such kernel and architecture."""
+    series = _since(plain(run).table("kernel-costs"), release)["series"].unique()
+    return kernel_counts.added(
+        run, series=series, measure=[measure], registration=["none", *registrations], section=["null"]
+    )
+
+
 @_rule
 def registration_adds_at_most(run, claim, measure, registration, release):
     """On each such kernel and architecture a registration without a section adds at most ``threshold`` percent."""
-    found = _since(kernel_counts.added(run), release)
-    rows = found[
-        (found["measure"] == measure) & (found["registration"] == registration) & (found["section"] == "null")
-    ]
+    rows = _added(run, release, measure, registration)
     words = "; ".join(
         f"{row.series} {row.arch}: {row.added_instructions:+,.1f} of {row.unregistered:,.1f} ({row.added_percent:+.3f} %)"
         for row in rows.itertuples()
@@ -672,10 +763,9 @@ def registration_adds_at_most(run, claim, measure, registration, release):
 @_rule
 def registration_adds_more(run, claim, measure, registrations, release):
     """On each such kernel and architecture the first registration adds more than the second, by ``threshold`` instructions."""
-    found = _since(kernel_counts.added(run), release)
-    rows = found[(found["measure"] == measure) & (found["section"] == "null")]
-    wide = rows.pivot_table(index=["series", "arch"], columns="registration", values="added_instructions")
     more, less = registrations.split("|")
+    rows = _added(run, release, measure, more, less)
+    wide = rows.pivot_table(index=["series", "arch"], columns="registration", values="added_instructions")
     both = wide.reindex(columns=[more, less]).dropna()
     words = "; ".join(
         f"{' '.join(guest)}: {row[more]:+,.1f} against {row[less]:+,.1f}" for guest, row in both.iterrows()
@@ -703,7 +793,7 @@ def ids_are_dense(run, claim):
     """No mm_cid reached the number of threads, creator included, nor the number of CPUs; cpu_id is told beside it."""
     rows = kernel_counts.spread(run)
     bound = rows[["threads", "cpus"]].assign(threads=rows["threads"] + claim.threshold).min(axis=1)
-    few = rows[rows["threads"] + claim.threshold < rows["cpus"]]
+    few = rows.loc[rows["threads"] + claim.threshold < rows["cpus"]]
     return _share(
         int((rows["most_mm_cid"] < bound).sum()),
         len(rows),
@@ -760,11 +850,21 @@ def program_verdict(run, claim, load, wanted):
 
 def _cells(run: StudyRun, option: str, criteria: str) -> list[Cell]:
     """The named cells. Raises NotMeasured where one of them is not measured."""
-    found = [matrix_of(run).cell(option, criterion) for criterion in criteria.split("/")]
+    found = [matrix_of(plain(run)).cell(option, criterion) for criterion in criteria.split("/")]
+    for cell in found:
+        _look_at(run, cell)
     for cell in found:
         if cell.outcome == "not measured":
             raise NotMeasured(cell.sentence)
     return found
+
+
+def _look_at(run: StudyRun, cell: Cell) -> None:
+    """Read the scenes of a cell. The matrix has done so for all cells at once, where a watched run cannot see it."""
+    if run is not plain(run):
+        table = run.table(cell.experiment)
+        scenes = table[(table["option"] == cell.option) & (table["criterion"] == cell.criterion)]
+        scenes[["case", "ended", "said", "wrong", "overwritten_bytes"]]
 
 
 SPOKEN_CELLS = 2
@@ -808,11 +908,11 @@ def scenes_end(run, claim, option, case, ended):
 @_rule
 def scenes_work(run, claim, option, case):
     """Every scene of the option whose name has these words ended well."""
-    run.table(claim.experiment)
-    rows = [
-        row for row in run.bundle.tables[claim.experiment] if row["option"] == option and case in row["case"]
-    ]
-    judged = [outcome(row) for row in rows]
+    table = run.table(claim.experiment)
+    tried = table[(table["option"] == option) & table["case"].str.contains(case, regex=False)]
+    tried[["ended", "said"]]
+    rows = run.source(claim.experiment).bundle.tables[claim.experiment]
+    judged = [outcome(rows[place]) for place in tried.index]
     whys = "; ".join(dict.fromkeys(one.why for one in judged))
     return _share(sum(one.good is True for one in judged), len(judged), f"such scenes end well: {whys}")
 
@@ -821,8 +921,8 @@ def scenes_work(run, claim, option, case):
 def loader_warns(run, claim, case):
     """The loader said something as a program met the grown object; of an ordinary object it does."""
     table = run.table(claim.experiment)
-    rows = table[table["criterion"] == "loader-words"].set_index("case")
-    told = rows["said"].fillna("nothing").to_dict()
+    rows = table[table["criterion"] == "loader-words"]
+    told = dict(zip(rows["case"], rows["said"].fillna("nothing"), strict=True))
     if case not in told:
         raise NotMeasured(f"{claim.experiment} has no row for the {case}")
     words = "; ".join(f"of the {name}: {said}" for name, said in told.items())

@@ -1,5 +1,6 @@
 """The rows of guests as tables and claims need them: counts by registration, and ids by number of CPUs."""
 
+from collections.abc import Collection
 from functools import cache
 
 import pandas as pd
@@ -18,12 +19,14 @@ def all_series(table: pd.DataFrame) -> list[str]:
     return sorted(table["series"].unique(), key=by_release)
 
 
-def counts(run: StudyRun) -> pd.DataFrame:
+def counts(run: StudyRun, **only: Collection[str]) -> pd.DataFrame:
     """One row per kernel, architecture, measure, registration and section: the median repeat and the exact spread.
 
-    Raises NotMeasured.
+    ``only`` says which values of a column are wanted, where not all are. Raises NotMeasured.
     """
     table = run.table("kernel-costs")
+    for column, wanted in only.items():
+        table = table[table[column].isin(wanted)]
     found = table.dropna(subset=["instructions_per_turn"])
     if found.empty:
         raise NotMeasured("; ".join(table["reason"].dropna().unique()) or "kernel-costs has no counts")
@@ -35,9 +38,12 @@ def counts(run: StudyRun) -> pd.DataFrame:
     return numbers.assign(boots=boots)
 
 
-def added(run: StudyRun) -> pd.DataFrame:
-    """What a registration adds to each measure, against none on the same kernel. Raises NotMeasured."""
-    numbers = counts(run)
+def added(run: StudyRun, **only: Collection[str]) -> pd.DataFrame:
+    """What a registration adds to each measure, against none on the same kernel; ``only`` as in counts().
+
+    Raises NotMeasured.
+    """
+    numbers = counts(run, **only)
     numbers = numbers[~numbers["measure"].isin(["operation", "calibration"])]
     base = numbers[numbers["registration"] == "none"].set_index(["series", "arch", "measure"])["median"]
     shown = numbers[numbers["registration"] != "none"].copy()

@@ -205,6 +205,20 @@ class _Page:
         # The numbered form may itself be a heading somewhere, so it is claimed in the same way.
         return wanted if use == 1 else self.unique(f"{wanted}-{use}")
 
+    @staticmethod
+    def is_claim(id_: str) -> bool:
+        """Whether an id names a claim: these mean the same everywhere on the page."""
+        return bool(_CLAIM_ID.fullmatch(id_))
+
+    def place(self, id_: str, prefix: str) -> str:
+        """The id on the page: the first place of a claim keeps its own, everything else gets its output's prefix."""
+        return id_ if self.is_claim(id_) and self.number(id_) == 1 else prefix + id_
+
+    def inside(self, path: str) -> str | None:
+        """The link to a notebook's section; None where the page does not hold that notebook."""
+        found = self.section_ids.get(path.removeprefix("./").removesuffix(".ipynb"))
+        return found and f"#{found}"
+
     def section(self, name: str, notebook: nbformat.NotebookNode) -> _Section:
         section = _Section(self.unique(self.section_ids[name]), name)
         markdown = _markdown(self, section)
@@ -369,6 +383,7 @@ _CSS_FUNCTIONS = _words("calc hsl hsla matrix max min rgb rgba rotate scale tran
 _INLINE_IMAGE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 _ADDRESS = re.compile(r"(?:https?:|mailto:|#)\S*|[^:\s]*")  # what has no colon has no scheme
 _LOCAL = re.compile(r"#\S+")
+_CLAIM_ID = re.compile(r"claim-\w+")
 
 
 def _attribute_allowed(element: str, name: str, value: str) -> bool:
@@ -502,7 +517,11 @@ class _Finish:
 
     def _rewritten(self, name: str, value: str) -> str:
         if name == "id":
-            return self._prefix + value
+            return self._page.place(value, self._prefix)
+        if name == "href" and self._page.is_claim(value[1:]):
+            return value
+        if name == "href" and value.endswith(".ipynb"):
+            return self._page.inside(value) or value
         if name == "href" and value[1:] in self._ids and value.startswith("#"):
             return f"#{self._prefix}{value[1:]}"
         if name in ("headers", "aria-labelledby", "aria-describedby", "aria-controls"):

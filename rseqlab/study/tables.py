@@ -1,6 +1,7 @@
 """One function per table: a run in, a table with units in its column names out."""
 
 import html
+import re
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,8 +12,8 @@ from rseqlab.experiments import catalogue
 from rseqlab.experiments.percpu_ops import TECHNIQUES
 from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats
-from rseqlab.study import figures
-from rseqlab.study.claims import ABORTS, MEASURES, judge, paired_ratio, samples, weaknesses
+from rseqlab.study import citations, figures
+from rseqlab.study.claims import ABORTS, MEASURES, judge, linked, paired_ratio, samples, weaknesses
 from rseqlab.study.run import NotMeasured, StudyRun
 
 
@@ -32,6 +33,24 @@ class Table:
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string(index=False, na_rep='')}"
+
+
+class Listing(Table):
+    """A table of code: where the paper is narrow, it may break anywhere."""
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_().replace("rl-table", "rl-table rl-listing", 1)
+
+
+class Cited(Table):
+    """A table with columns of sources, which are links."""
+
+    def _repr_html_(self) -> str:
+        shown = self.frame.fillna("").astype(str).rename_axis(columns=None)
+        for name in shown:
+            shown[name] = shown[name].map(citations.linked if "source" in name else html.escape)
+        text = shown.to_html(classes="rl-table rl-cited", border=0, index=False, escape=False, justify="left")
+        return text.replace("<thead>", f"<caption>{html.escape(self.caption)}</caption><thead>", 1)
 
 
 @dataclass(frozen=True)
@@ -177,7 +196,7 @@ def access_code(run: StudyRun, option: str, arch: str = "x86_64", check: str = "
     wide = rows.assign(text=text).pivot(index="number", columns="tls_model", values="text")
     columns = [name for name in figures.TLS_LOOKS if name in wide]
     compiler = rows["compiler"].iloc[0]
-    return Table(
+    return Listing(
         wide[columns].fillna("").reset_index(),
         f"{option}, check {check}, {arch}: the instructions of {compiler}; in braces what the linker fills in",
     )
@@ -389,21 +408,31 @@ def takeovers(run: StudyRun) -> Table:
 
 
 def claims(run: StudyRun) -> Table:
-    """Every claim with its verdict on this run."""
-    return Table(
+    """Every claim with its verdict on this run; what was measured stands with each claim and its rows."""
+    return ClaimsTable(
         pd.DataFrame(
             [
                 {
                     "id": one.claim.id,
                     "verdict": one.finding.verdict,
+                    "kind": one.claim.kind,
                     "claim": one.claim.sentence,
-                    "on this run": one.finding.measured,
+                    "tested by": one.claim.experiment or "nothing",
                 }
                 for one in judge(run)
             ]
         ),
         "What people said, tested on this run",
     )
+
+
+class ClaimsTable(Table):
+    """A table whose first column names claims."""
+
+    def _repr_html_(self) -> str:
+        return re.sub(
+            r"(<tr>\s*<td>)(\w+)(?=</td>)", lambda row: row[1] + linked(row[2]), super()._repr_html_()
+        )
 
 
 def weak_points(run: StudyRun) -> Table:

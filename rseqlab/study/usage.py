@@ -8,7 +8,7 @@ from rseqlab.study import usage_figures
 from rseqlab.study.claims import NOT_MEASURED, WHY_NOT, Tally
 from rseqlab.study.run import StudyRun
 from rseqlab.study.sources import CHECKS, CONTRADICTIONS, ROLES, STRENGTHS, TIMELINE, USAGE, read
-from rseqlab.study.tables import Sentences, Table
+from rseqlab.study.tables import Cited, Sentences, Table
 
 CITED = "Evidence: cited."
 
@@ -63,7 +63,7 @@ def users(*roles: str) -> Table:
         for row in rows
     )
     meant = "; ".join(f"{role}: {ROLES[role]}" for role in roles)
-    return Table(frame, f"{len(rows)} rows. {meant}. {CITED}")
+    return Cited(frame, f"{len(rows)} rows. {meant}. {CITED}")
 
 
 def strengths() -> Table:
@@ -75,26 +75,28 @@ def strengths() -> Table:
     return Table(frame.reset_index().rename_axis(columns=None), f"How the cited rows are known. {CITED}")
 
 
-def contradictions() -> Table:
+def contradictions() -> Cited:
     """What two sources say differently. Neither is struck out."""
     frame = pd.DataFrame(
         {
             "about": row["about"],
-            "one says": f"{row['one']} ({row['one_source']})",
-            "another says": f"{row['other']} ({row['other_source']})",
+            "one says": row["one"],
+            "its source": row["one_source"],
+            "another says": row["other"],
+            "that one's source": row["other_source"],
             "what would settle it": row["how_it_could_be_settled"],
             "claims": row["claims"].replace(";", ", "),
         }
         for row in read(CONTRADICTIONS)
     )
-    return Table(frame, f"{len(frame)} matters on which sources differ. {CITED}")
+    return Cited(frame, f"{len(frame)} matters on which sources differ. {CITED}")
 
 
 def timeline(*components: str) -> Table:
     """What happened when, of these components or of all."""
     rows = [row for row in read(TIMELINE) if not components or row["component"] in components]
     frame = pd.DataFrame(rows)[["date", "component", "version", "event", "effect", "source"]]
-    return Table(frame, f"{len(frame)} events. {CITED}")
+    return Cited(frame, f"{len(frame)} events. {CITED}")
 
 
 def totals(run: StudyRun) -> Sentences:
@@ -127,4 +129,4 @@ def not_measured(run: StudyRun) -> Table:
         }
         for one in rows
     )
-    return Table(frame, f"{len(rows)} claims without a verdict on this run, and why")
+    return Cited(frame, f"{len(rows)} claims without a verdict on this run, and why")

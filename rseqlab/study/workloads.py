@@ -82,6 +82,7 @@ def experiments() -> list[str]:
 def _wide(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """One column, a row for each pair and a column for each mode; pairs that are not whole are left out."""
     paired = rows[rows["mode"] != COUNTED]
+    paired = paired[["part", "round", "mode", column]]
     return paired.pivot(index=["part", "round"], columns="mode", values=column).dropna()
 
 

@@ -1,5 +1,5 @@
-// The only script of the page. Everything can be read without it: it adds two buttons, a search and
-// sorting, folds the contents on narrow screens and marks the current section in them.
+// The only script of the page. Everything can be read without it: it adds buttons, the choice of
+// colours, a search and sorting, folds the contents on narrow screens and marks the current section.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -7,25 +7,47 @@
 
   // A page opened from file:// may be denied storage; the choice then lasts as long as the page.
   const remembered = () => { try { return localStorage.getItem(key); } catch { return null; } };
-  const remember = (theme) => { try { localStorage.setItem(key, theme); } catch { /* see above */ } };
+  const remember = (theme) => {
+    try { theme === "system" ? localStorage.removeItem(key) : localStorage.setItem(key, theme); } catch { /* see above */ }
+  };
 
   // Before the body is parsed, so that the page is never painted in the wrong colours.
   const chosen = remembered();
   if (chosen === "light" || chosen === "dark") root.dataset.theme = chosen;
 
-  const systemDark = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
+  // Three states: the system's colours, which may change while the page is open, or one of the two.
+  const themeChoice = (choice) => {
+    for (const input of choice.querySelectorAll("input")) {
+      input.checked = input.value === (root.dataset.theme ?? "system");
+      input.addEventListener("change", () => {
+        if (input.value === "system") delete root.dataset.theme;
+        else root.dataset.theme = input.value;
+        remember(input.value);
+      });
+    }
+    choice.hidden = false;
+  };
 
-  const themeButton = (button) => {
-    const label = () => { button.textContent = isDark() ? "Light theme" : "Dark theme"; };
-    button.addEventListener("click", () => {
-      root.dataset.theme = isDark() ? "light" : "dark";
-      remember(root.dataset.theme);
-      label();
+  // The clipboard may be denied to a page from file://; the older way works there.
+  const copyButton = (listing) => {
+    const button = document.createElement("button");
+    const copy = () => {
+      getSelection().selectAllChildren(listing.querySelector("code"));
+      if (!document.execCommand("copy")) throw new Error("copying was refused");
+      getSelection().removeAllRanges();
+    };
+    button.type = "button";
+    button.className = "copy";
+    button.textContent = "Copy";
+    button.setAttribute("aria-live", "polite");
+    button.addEventListener("click", async () => {
+      try {
+        try { await navigator.clipboard.writeText(listing.textContent.trim()); } catch { copy(); }
+        button.textContent = "Copied";
+      } catch { button.textContent = "Select and copy by hand"; }
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
     });
-    systemDark.addEventListener("change", label);
-    label();
-    button.hidden = false;
+    listing.closest(".rl-command").append(button);
   };
 
   const codeButton = (button) => {
@@ -149,11 +171,12 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     const contents = document.getElementById("contents");
-    themeButton(document.getElementById("toggle-theme"));
+    themeChoice(document.getElementById("theme"));
     codeButton(document.getElementById("toggle-code"));
     foldContents(contents);
     markCurrent(contents);
     search(document.getElementById("search"));
+    document.querySelectorAll(".rl-command pre").forEach(copyButton);
     document.querySelectorAll("header table, main table:not(.rl-matrix)").forEach(sortable);
   });
 })();
