@@ -2,7 +2,7 @@
 
 import pytest
 
-from rseqlab.experiments import catalogue
+from rseqlab.experiments import abort_cost, catalogue
 from rseqlab.lab import bundle, runner
 from rseqlab.lab.bundle import Bundle
 
@@ -82,3 +82,20 @@ def test_work_that_is_not_found_fails_the_part(monkeypatch):
     monkeypatch.setattr(native, "core", lambda: (ffi, Losing()))
     with pytest.raises(Failed, match="of 8 operations 7 were found"):
         ops.run_job("counter/rseq", 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("event", "signals", "aborts", "sound"),
+    [
+        ("signal-inside", 648, 648, True),
+        ("signal-inside", 647, 648, True),  # met once in a full run: preempted before it trapped
+        ("signal-inside", 600, 648, False),
+        ("signal-inside", 648, 647, False),
+        ("signal", 648, 0, True),
+        ("signal", 647, 0, False),
+        ("signal-announced", 648, 1, True),
+        ("other-index", 0, 648, True),
+    ],
+)
+def test_an_abort_before_the_trap_is_no_fault_of_the_batch(event, signals, aborts, sound):
+    assert abort_cost.is_what_was_asked(event, 648, signals, aborts) == sound

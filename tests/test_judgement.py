@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from rseqlab.errors import UsageError
@@ -186,6 +187,12 @@ def test_figures_have_a_description_a_text_twin_and_no_date(run, figure):
     assert shown.caption in repr(shown)
     assert figure(run).svg == shown.svg, "the same run must give the same figure"
     assert "#010203" not in shown.svg and "<script" not in shown.svg
+
+
+def test_a_table_shows_nothing_where_nothing_is_known():
+    frame = pd.DataFrame({"way": ["one", "two"], "bytes": pd.array([32, None], "Int64")})
+    shown = tables.Table(frame, "sizes")
+    assert "NA" not in repr(shown) + shown._repr_html_() and "<td>32</td>" in shown._repr_html_()
 
 
 # ---- what a rule reads ----

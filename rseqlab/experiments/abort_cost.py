@@ -23,6 +23,9 @@ EVENTS = {
 """Event: its loop, and the signals and aborts of each iteration. ``signal-announced``: after a section that
 committed, its descriptor is still in ``rseq_cs``. ``signal-again`` is the A/A null."""
 
+MOST_WITHOUT_SIGNAL = 0.01
+"""So large a share of a batch may abort before it traps: more would be another event than the one that is timed."""
+
 PROFILE = {
     "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
     "full": {"processes": 15, "rounds": 20, "batch_ns": 5_000_000},
@@ -35,6 +38,18 @@ def plan(profile: str) -> list[Part]:
     return alike(size, size["rounds"] * len(EVENTS), timeout_s=60)
 
 
+def is_what_was_asked(event: str, iterations: int, signals: int, aborts: int) -> bool:
+    """Whether a batch did what its event says.
+
+    Whoever is preempted in a section aborts too, so there may be some more aborts, never fewer; and who is preempted
+    before it traps has aborted without its signal.
+    """
+    _, signals_each, aborts_each = EVENTS[event]
+    without_signal = signals_each * iterations - signals
+    most = iterations * MOST_WITHOUT_SIGNAL if event == "signal-inside" else 0
+    return aborts >= aborts_each * iterations and 0 <= without_signal <= most
+
+
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process, pinned: nothing but the trap interrupts on purpose."""
     ffi, lib = native.core()
@@ -42,15 +57,10 @@ def measure(task: Task) -> Iterator[dict]:
 
     def measured(area: rseq.Area) -> Iterator[dict]:
         def batch(event: str, iterations: int) -> dict:
-            loop, signals_each, aborts_each = EVENTS[event]
+            loop = EVENTS[event][0]
             signals, aborts = ffi.new("uint64_t *"), ffi.new("uint64_t *")
             elapsed_ns = lib.rl_event_loop(getattr(lib, loop), iterations, area.offset_bytes, signals, aborts)
-            # Whoever is preempted in a section aborts too, so there may be some more aborts, never fewer.
-            if (
-                elapsed_ns < 0
-                or signals[0] != signals_each * iterations
-                or aborts[0] < aborts_each * iterations
-            ):
+            if elapsed_ns < 0 or not is_what_was_asked(event, iterations, signals[0], aborts[0]):
                 raise Failed(
                     f"{event}: {iterations} times gave {signals[0]} signals and {aborts[0]} aborts; "
                     f"the loop answered {elapsed_ns}"

@@ -163,8 +163,7 @@ class Design:
         columns = ["cache_lines", "padding_bytes", *(f"bytes_of_{threads}_threads" for threads in THREADS)]
         frame = pd.DataFrame(rows).astype(dict.fromkeys(columns, "Int64"))
         return Table(
-            frame.astype(object).where(frame.notna(), ""),
-            "Computed: bytes/alignment of what each thread has; an allocator's own not counted",
+            frame, "Computed: bytes/alignment of what each thread has; an allocator's own not counted"
         )
 
     def notes(self) -> Sentences:

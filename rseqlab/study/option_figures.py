@@ -21,8 +21,9 @@ LABELS = {
     SILENT: "breaks, SILENT",
     COSTS: "costs, factor",
 }
-STRENGTH = {WORKS: 0.25, REFUSED: 0.35, CRASH: 0.6, SILENT: 0.75, COSTS: 0.2}
-"""How full a fill is: the worse, the fuller, so that it reads without colour; the words say the rest."""
+STRENGTH = {WORKS: 0.2, REFUSED: 0.3, CRASH: 0.45, SILENT: 0.5, COSTS: 0.15}
+"""How full a fill is: the worse, the fuller, so that it reads without colour; the words say the rest. No fuller than
+this: the words must be readable on it in light and in dark."""
 
 
 def _kind(cell: Cell) -> str:

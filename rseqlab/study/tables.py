@@ -24,15 +24,23 @@ class Table:
     frame: pd.DataFrame
     caption: str
 
+    @property
+    def shown(self) -> pd.DataFrame:
+        """The rows with nothing where nothing is known: pandas writes <NA> for that in columns of integers."""
+        frame = self.frame.rename_axis(columns=None).copy()
+        for name in frame.columns[frame.isna().any()]:
+            if pd.api.types.is_extension_array_dtype(frame[name].dtype):
+                frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+        return frame
+
     def _repr_html_(self) -> str:
-        shown = self.frame.rename_axis(columns=None)
-        text = shown.to_html(
+        text = self.shown.to_html(
             classes="rl-table", border=0, index=False, escape=True, na_rep="", justify="left"
         )
         return text.replace("<thead>", f"<caption>{html.escape(self.caption)}</caption><thead>", 1)
 
     def __repr__(self) -> str:
-        return f"{self.caption}\n{self.frame.to_string(index=False, na_rep='')}"
+        return f"{self.caption}\n{self.shown.to_string(index=False, na_rep='')}"
 
 
 class Listing(Table):
