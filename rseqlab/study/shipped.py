@@ -12,7 +12,7 @@ from rseqlab.lab.runner import identity
 from rseqlab.study import figures, option_figures
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import judge
-from rseqlab.study.compare import Comparison
+from rseqlab.study.compare import Comparison, open_runs
 from rseqlab.study.figures import Figure
 from rseqlab.study.run import StudyRun, open_run, reference_runs
 
@@ -81,7 +81,8 @@ def _repeats(runs: Sequence[StudyRun]) -> Iterable[str]:
         yield f"## {newest.bundle.directory.name}"
         yield f"A comparison of a thing with itself: {judge(newest, 'L50')[0].finding.measured}"
         if len(same) > 1:
-            compared = Comparison([newest, *same[:-1]])
+            # Opened anew, without the runs of other groups: those are the same for both, and would agree with themselves.
+            compared = Comparison(open_runs([run.bundle.directory for run in (newest, *same[:-1])]))
             folders = " ".join(
                 f"--compare data/reference/{run.bundle.directory.name}" for run in compared.runs
             )
