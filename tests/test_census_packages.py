@@ -270,7 +270,7 @@ def test_a_worker_that_does_not_see_the_path_gets_the_bytes(packages, single, tm
 
 def test_without_a_cluster_or_its_library_it_says_so(packages, tmp_path, monkeypatch):
     require_or_skip(have_distributed(), "the Python package distributed", "install rseqlab[cluster]")
-    monkeypatch.setattr(package, "WAIT_FOR_WORKERS_S", 1)
+    monkeypatch.setattr("rseqlab.lab.cluster.CONNECT_S", 1)
     with pytest.raises(LabError, match="does not answer"):
         package.census_archives(packages, tmp_path / "a", cluster="tcp://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "distributed", None)

@@ -17,7 +17,7 @@ from conftest import PATIENCE, require_or_skip
 from rseqlab import native
 from rseqlab.errors import LabError
 from rseqlab.experiments import catalogue, select
-from rseqlab.lab import bundle, fleet, remote, runner
+from rseqlab.lab import bundle, cluster, fleet, remote, runner
 from rseqlab.lab.bundle import Bundle, BundleError, Writer
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli", "run"]
@@ -389,14 +389,14 @@ def test_rows_from_elsewhere_are_checked_cell_by_cell(tmp_path):
 
 
 def test_without_a_cluster_or_its_library_it_says_so(address, monkeypatch):
-    monkeypatch.setattr(fleet, "CONNECT_S", 1)
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
     with pytest.raises(LabError, match="does not answer or has no worker"):
-        fleet.connect("tcp://127.0.0.1:9")
+        cluster.connect("tcp://127.0.0.1:9", "--on")
     with pytest.raises(LabError, match="no worker"):
-        fleet.connect(address)
+        cluster.connect(address, "--on")
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(LabError, match=r"rseqlab\[cluster\]"):
-        fleet.connect(address)
+        cluster.connect(address, "--on")
 
 
 @pytest.mark.parametrize(

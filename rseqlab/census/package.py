@@ -8,7 +8,6 @@ there says so, and they are sent to it.
 
 import hashlib
 import json
-import logging
 import os
 import queue
 import shutil
@@ -28,6 +27,7 @@ import rseqlab
 from rseqlab.census.process import printable
 from rseqlab.errors import LabError, UsageError
 from rseqlab.lab import bundle
+from rseqlab.lab.cluster import connect
 from rseqlab.lab.runner import runs_folder
 
 RECORDS = "packages.jsonl"
@@ -37,7 +37,6 @@ MOST_SENT_BYTES = 256 << 20
 DEATHS = 2
 """A package is refused when this many processes have ended while they read it, the last one with it alone."""
 
-WAIT_FOR_WORKERS_S = 30
 LIST_TIMEOUT_S = 300
 BATCH_FILES = 64
 VOLATILE = ("elapsed_ns", "worker", "path")
@@ -304,28 +303,7 @@ def on_cluster(
     A worker that is lost gives its packages back to the scheduler. A package that a worker was lost with is
     tried once more at the end, alone in the cluster: so it is not blamed for what another one did.
     """
-    try:
-        import distributed
-    except ImportError:
-        raise LabError(
-            "--cluster needs the Python package distributed, which is not installed; "
-            "`pip install rseqlab[cluster]` adds it."
-        ) from None
-    for name in (
-        "distributed",
-        "distributed.client",
-        "tornado",
-        "asyncio",
-    ):  # what matters of it is said below, as a sentence
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        client = distributed.Client(address, timeout=WAIT_FOR_WORKERS_S, set_as_default=False)
-        client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS_S)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise LabError(
-            f"The cluster at {printable(address)} does not answer: {printable(str(error))}"
-        ) from None
-    with client:
+    with connect(address, "--cluster") as client:
         return _Cluster(client, paths, records, show, task).run()
 
 

@@ -166,7 +166,7 @@ def run(
 
 def _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json) -> None:
     """The same on the hosts of a cluster; fails where a host or an experiment on it does."""
-    from rseqlab.lab import fleet, runner
+    from rseqlab.lab import cluster, fleet, runner
     from rseqlab.progress import progress
 
     if resume and folder is None:
@@ -179,7 +179,7 @@ def _on_fleet(address, experiments, profile, folder, resume, deadline_s, as_json
     def say(text: str) -> None:
         err.print(escape(text), highlight=False, soft_wrap=True)
 
-    with fleet.connect(address) as client:
+    with cluster.connect(address, "--on") as client:
         study = fleet.Fleet(client, experiments, profile, folder, say)
         hosts = study.gather(resume)
         say(f"Study: {folder}, {len(hosts)} hosts")

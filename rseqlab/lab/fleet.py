@@ -6,7 +6,6 @@ What a worker says is believed no more than a bundle of a stranger. (Dask itself
 """
 
 import json
-import logging
 import os
 import queue
 import re
@@ -28,7 +27,6 @@ from rseqlab.lab.experiment import Experiment
 NOTES = ".fleet"
 """What the study keeps about the fleet, beside the bundles and in none: which host a bundle is of, and how it ended."""
 
-CONNECT_S = 30
 ANSWER_S = 60
 """Within which a worker must say whose it is; a host has three times as long for its facts and plans."""
 
@@ -103,32 +101,6 @@ class Host:
         """The bundle of a host that takes part."""
         assert self.bundle_folder is not None, "a host that was refused has no bundle"
         return self.bundle_folder
-
-
-def connect(address: str):
-    """A client of the cluster at this address. Raises LabError that says what is missing."""
-    try:
-        import distributed
-    except ImportError:
-        raise LabError(
-            "--on needs the Python package distributed, which is not installed; `pip install rseqlab[cluster]` adds it."
-        ) from None
-    for name in (
-        "distributed",
-        "distributed.client",
-        "tornado",
-        "asyncio",
-    ):  # what matters of it is said here
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
-        client.wait_for_workers(1, timeout=CONNECT_S)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise LabError(
-            f"The cluster at {_clean(address)} does not answer or has no worker: {_clean(str(error))[:300]} Start one "
-            "with `dask scheduler`, and `dask worker ADDRESS` on each host."
-        ) from None
-    return client
 
 
 class Fleet:
@@ -769,4 +741,4 @@ def _checked(answer: object, schema: str, where: str) -> dict:
 
 def _clean(text: str) -> str:
     """One line of bearable length that a terminal and a bundle take."""
-    return " ".join("".join(one if one.isprintable() else " " for one in text).split())[:2000]
+    return " ".join(bundle.printable(text).split())[:2000]
