@@ -7,7 +7,7 @@ import re
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import default
@@ -319,22 +319,43 @@ def census(run: StudyRun) -> list[str]:
 
 @_section
 def claims(run: StudyRun) -> list[str]:
-    """What people said: what holds and what fails here, the null results, and what was not measured."""
+    """What people said, with what each was judged by: what holds and what fails here, null results, what nobody measured."""
+    return _claims(run, whole=TITLES)
+
+
+def _claims_in_short(run: StudyRun) -> list[str]:
+    """The same where nobody asked for all of it: what goes against somebody is told whole, the rest by its sentence."""
+    more = "What each of these was judged by, or why it was not, with the sources: rseqlab evidence --claims."
+    return [*_claims(run, whole=(FAILS, INCONCLUSIVE)), paragraph(more)]
+
+
+TITLES = {
+    FAILS: "What fails here",
+    INCONCLUSIVE: "Null results: no verdict either way",
+    HOLDS: "What holds here",
+    NOT_MEASURED: "Not measured",
+}
+
+
+def _claims(run: StudyRun, whole: Collection[str]) -> list[str]:
     judged, references = judge(run), References()
     counts = ", ".join(
         f"{verdict} {sum(one.finding.verdict == verdict for one in judged)}" for verdict in VERDICTS
     )
     parts = [heading("Claims"), paragraph(f"{len(judged)} claims: {counts}.")]
-    for verdict, title in (
-        (FAILS, "What fails here"),
-        (HOLDS, "What holds here"),
-        (INCONCLUSIVE, "Null results: no verdict either way"),
-        (NOT_MEASURED, "Not measured"),
-    ):
+    for verdict, title in TITLES.items():
         chosen = [one for one in judged if one.finding.verdict == verdict]
-        parts += (
-            [f"{title}:", *(_claim(one, references) for one in chosen)] if chosen else [f"{title}: none."]
-        )
+        if not chosen:
+            parts.append(f"{title}: none.")
+        elif verdict in whole:
+            parts += [f"{title}:", *(_claim(one, references) for one in chosen)]
+        else:
+            said = (f"{one.claim.sentence}." for one in chosen)
+            lines = (
+                paragraph(text, "        ", f"  {one.claim.id:<5} ")
+                for one, text in zip(chosen, said, strict=True)
+            )
+            parts += [f"{title}:", "\n".join(lines)]
     return [*parts, "  $ rseqlab claims [ID]...", references.text()]
 
 
@@ -417,15 +438,16 @@ def _reproduce(run: StudyRun) -> list[str]:
 
 
 def text(run: StudyRun, sections: Sequence[str] = ()) -> str:
-    """The whole text, or that of the named sections between introduction and instructions."""
+    """The text, or that of the named sections between introduction and instructions; named, claims come whole."""
     if unknown := [name for name in sections if name not in SECTIONS]:
         raise UsageError(
             f"No section is called {', '.join(unknown)}. The sections are: {', '.join(SECTIONS)}."
         )
-    chosen = [name for name in SECTIONS if not sections or name in sections]
+    made = {**SECTIONS, "claims": SECTIONS["claims"] if sections else _claims_in_short}
     parts = [*_introduction(run), *_environment(run)]
-    for name in chosen:
-        parts += SECTIONS[name](run)
+    for name, section in made.items():
+        if not sections or name in sections:
+            parts += section(run)
     return "\n\n".join([*parts, *_null_results(run), *_reproduce(run)]) + "\n"
 
 
