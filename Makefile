@@ -18,7 +18,7 @@ report: setup  ## Measure on this machine (again only what is not measured yet) 
 	.venv/bin/rseqlab report
 
 test: setup    ## Run the tests (STAGE=NAME: only those of a stage; tests/conftest.py lists them)
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(if $(STAGE),--stage $(STAGE))
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(if $(STAGE),--stage=$(STAGE))
 
 lint: setup    ## Check style and format (ruff)
 	.venv/bin/python -m ruff check .
