@@ -321,24 +321,25 @@ def samples(run: StudyRun, experiment: str, way: str, condition: str, start: str
     measure, table = MEASURES[experiment], run.table(experiment)
     if condition == "most":
         condition = str(table[measure.condition].max())
-    key = ("samples", experiment, way, condition, start)
-    if key in run.kept:
-        return run.kept[key]
-    if run is plain(run):
-        chosen = table.take(_places(run, experiment).get((way, condition, start), []))
-    else:  # the same rows, chosen in the way that a watched run can see
+    if run is not plain(run):  # it is watched: the same rows, chosen in the way that it can see
         same_condition = table[measure.condition].astype(str) == condition
         chosen = table[(table[measure.way] == way) & same_condition & (table["start"] == start)]
-    values = chosen.dropna(subset=[measure.value])
+        return _values(run, experiment, chosen, f"{way}, {condition}, {start}")
+    key = ("samples", experiment, way, condition, start)
+    if key not in run.kept:
+        places = _places(run, experiment).get((way, condition, start), [])
+        run.kept[key] = _values(run, experiment, table.take(places), f"{way}, {condition}, {start}")
+    return run.kept[key]
+
+
+def _values(run: StudyRun, experiment: str, chosen: pd.DataFrame, wanted: str) -> pd.Series:
+    values = chosen.dropna(subset=[MEASURES[experiment].value])
     if values.empty:
         reasons = chosen["reason"].dropna().unique() if "reason" in chosen else []
         recorded = run.bundle.run["experiments"][experiment]["reason"]
-        raise NotMeasured(
-            "; ".join(reasons) or recorded or f"{experiment} has no rows for {way}, {condition}, {start}"
-        )
+        raise NotMeasured("; ".join(reasons) or recorded or f"{experiment} has no rows for {wanted}")
     index = pd.MultiIndex.from_arrays([values["part"].str.rpartition("-")[2], values["round"]])
-    run.kept[key] = pd.Series(values[measure.value].to_numpy(), index=index)
-    return run.kept[key]
+    return pd.Series(values[MEASURES[experiment].value].to_numpy(), index=index)
 
 
 def _places(run: StudyRun, experiment: str) -> dict[tuple[str, str, str], list[int]]:
