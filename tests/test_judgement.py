@@ -9,11 +9,12 @@ import pytest
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
+from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.timing import ROUND_TO, Variant, calibrate, interleaved
 from rseqlab.study import citations, claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
 from rseqlab.study.reading import MOST_ROWS, WatchedRun
-from rseqlab.study.run import NotMeasured, open_run, reference_runs
+from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
@@ -241,12 +242,11 @@ def test_the_rows_of_a_ratio_are_those_of_its_two_ways_and_of_the_null(run, judg
     assert rows.where == {"order": "throughput", "start": "libc"}
 
 
-def test_a_claim_that_could_not_be_measured_says_what_would_measure_it(run):
-    missing = claims.Claim("X1", "s", "t", "performance", "null-repeats", "nulls_without_verdict", 0.95)
-    if "null-repeats" not in run.bundle.run["experiments"]:
-        one = claims.Judged(missing, claims._find(run, missing), run)
-        assert one.finding.verdict == NOT_MEASURED
-        assert "null-repeats" in one.reading.commands[0]
+def test_a_claim_that_could_not_be_measured_says_what_would_measure_it():
+    without = StudyRun(Bundle(reference_runs("workloads")[-1], catalogue()), CHOSEN)
+    (one,) = claims.judge(without, "L50")
+    assert one.finding.verdict == NOT_MEASURED
+    assert "null-repeats" in one.reading.commands[0]
 
 
 @pytest.mark.parametrize(
