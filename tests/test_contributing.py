@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("rseqlab", "data", "notebooks", "pyproject.toml")
 BLOCK = re.compile(r"(?:^`(?P<file>[^`]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
-needs_rseq = pytest.mark.skipif(
-    native.unavailable() is not None or probe.kernel_refusal() is not None,
-    reason="the guides measure, which needs rseq",
-)
+
+@pytest.fixture
+def rseq_works():
+    """The guides measure."""
+    missing = native.unavailable() or probe.kernel_refusal()
+    require_or_skip(missing is None, f"rseq ({missing})", "run it where threads may register")
 
 
 def guide(title: str) -> str:
@@ -73,16 +75,14 @@ def table(copy: Path, name: str) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-@needs_rseq
-def test_the_experiment_of_the_guide_runs(tmp_path):
+def test_the_experiment_of_the_guide_runs(rseq_works, tmp_path):
     printed = follow("Add an experiment", tmp_path)
     assert "yield-moves" in printed[0]
     rows = table(tmp_path, "yield-moves")
     assert len(rows) == 20 and all(0 <= int(row["moves"]) <= int(row["yields"]) for row in rows)
 
 
-@needs_rseq
-def test_the_option_of_the_guide_has_cells(tmp_path):
+def test_the_option_of_the_guide_has_cells(rseq_works, tmp_path):
     printed = follow("Add an option", tmp_path)
     rows = [row for row in table(tmp_path, "option-ptrace") if row["option"] == "reserve-symbol"]
     assert len(rows) == 1 and rows[0]["ended"] == "exit 0", rows

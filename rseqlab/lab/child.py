@@ -103,7 +103,7 @@ class Child:
         with selectors.DefaultSelector() as selector:
             selector.register(pipe, selectors.EVENT_READ)
             while True:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                if not self._ready(selector, deadline):
                     return False
                 data = pipe.read(1 << 16)
                 if not data:
@@ -111,6 +111,10 @@ class Child:
                 *lines, buffered = (buffered + data).split(b"\n")
                 for line in lines:
                     yield json.loads(line)
+
+    def _ready(self, selector: selectors.BaseSelector, deadline: float) -> bool:
+        """Wait until there is something to read; whether there was before the deadline."""
+        return bool(selector.select(max(0.0, deadline - time.monotonic())))
 
     def _end(self, process, in_time: bool, errors, started: float) -> Outcome:
         if in_time:

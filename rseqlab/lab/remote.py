@@ -76,23 +76,13 @@ class _StoppableChild(Child):
 
     stopped: int
 
-    def _rows(self, pipe, deadline: float):
-        buffered = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(pipe, selectors.EVENT_READ)
+    def _ready(self, selector: selectors.BaseSelector, deadline: float) -> bool:
+        if self.stopped not in selector.get_map():
             selector.register(self.stopped, selectors.EVENT_READ)
-            while True:
-                ready = [key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
-                if self.stopped in ready:
-                    raise Stopped
-                if not ready:
-                    return False
-                data = pipe.read(1 << 16)
-                if not data:
-                    return True
-                *lines, buffered = (buffered + data).split(b"\n")
-                for line in lines:
-                    yield json.loads(line)
+        ready = [key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))]
+        if self.stopped in ready:
+            raise Stopped
+        return bool(ready)
 
 
 class Stopped(Exception):
