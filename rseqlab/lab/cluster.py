@@ -26,8 +26,9 @@ def connect(address: str, option: str) -> Any:
         client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
         client.wait_for_workers(1, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError) as error:
+        reason = printable(str(error))[:300].rstrip(". ")
         raise LabError(
-            f"The cluster at {printable(address)} does not answer or has no worker: {printable(str(error))[:300]} "
+            f"The cluster at {printable(address)} does not answer or has no worker: {reason}. "
             "Start one with `dask scheduler`, and `dask worker ADDRESS` on each host."
         ) from None
     return client
