@@ -17,6 +17,8 @@ from rseqlab.lab.compile import build
 THREADS = (1, 2, 4, 16)
 OPERATIONS = int(os.environ.get("RSEQLAB_ATTACK_OPERATIONS", 600_000))
 """Of each thread in one attack. Fewer make an attack shorter, not the test easier: it goes on to as many aborts."""
+RARE = OPERATIONS // 4096 // 2
+"""Half of what one thread should make of the operations that are one in 4096, drawn at random."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +57,7 @@ def test_every_invariant_holds_under_at_least_ten_thousand_aborts(program, by):
             assert result.returncode == 0, f"{threads} threads, seed {seed}: {result.stdout}{result.stderr}"
             causes = {cause: count + counted(cause, result) for cause, count in causes.items()}
             assert counted("records", result) > 10_000, "the byte ring was hardly used"
-            assert counted("takeovers", result) > 50 and counted("strays", result) > 50
+            assert counted("takeovers", result) > RARE and counted("strays", result) > RARE
         if sum(causes.values()) >= 10_000:
             if len(host.allowed_cpus()) > 1:
                 assert all(causes.values()), f"no abort of some cause: {causes}"

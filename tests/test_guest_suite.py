@@ -51,7 +51,8 @@ def test_the_packages_own_tests_pass_on_a_real_arm64_kernel():
     child = Child(measure_part, request, part.environment, part.timeout_s)
     rows = list(child)
     assert child.outcome.status == "pass", child.outcome.reason
-    assert not [row for row in rows if row["outcome"] == "failed"], rows
+    failed = [(row["test"], row["reason"]) for row in rows if row["outcome"] == "failed"]
+    assert not failed, "\n".join(f"{test}: {reason}" for test, reason in failed)
     assert {row["arch"] for row in rows} == {"aarch64"} and {row["cpus"] for row in rows} == {2}
     for row in rows:
         assert row["outcome"] == "passed" or row["reason"].startswith(MAY_SKIP), row

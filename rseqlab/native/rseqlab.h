@@ -253,7 +253,8 @@ void rl_percpu_destroy(struct rl_percpu *memory);
 
 /*
  * Attempts that did not commit, by cause. The kernel clears rseq_cs when it aborts a section, so where it
- * is still set the section itself found another index at its start.
+ * is still set the section itself found another index at its start. The thread counts by load and store:
+ * where its signal handlers run sections with the same counts, one may be lost now and then.
  */
 struct rl_aborts {
 	uint64_t moved;			/* the index had changed before the section began */
