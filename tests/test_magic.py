@@ -80,7 +80,8 @@ import json, sys, time
 manager, client = start_new_kernel()
 try:
     client.execute_interactive("%load_ext rseqlab", timeout=60)
-    asked, heard = client.execute("%rseqlab run percpu-counter --out " + sys.argv[1]), []
+    # Else what is asked soon after the interrupt may be answered "aborted", as what had waited for the cell is.
+    asked, heard = client.execute("%rseqlab run percpu-counter --out " + sys.argv[1], stop_on_error=False), []
     while not any("Run:" in one for one in heard):
         message = client.get_iopub_msg(timeout=60)
         heard.append(message["content"].get("text", ""))
