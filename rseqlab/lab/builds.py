@@ -15,7 +15,7 @@ import platform
 import random
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,7 +23,8 @@ from pathlib import Path
 
 from rseqlab import native
 from rseqlab.lab import compile
-from rseqlab.lab.experiment import Column
+from rseqlab.lab.experiment import Column, Part
+from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 
 COLUMNS = (
     Column(
@@ -143,6 +144,56 @@ def numbers(count: int) -> list[int | None]:
     return [None] if missing() else list(range(count))
 
 
+@dataclass(frozen=True)
+class Start:
+    """One way to start a process of a part: who registers its threads, and why there is none of them, or None."""
+
+    name: str
+    environment: Mapping[str, str]
+    skip: str | None = None
+
+
+def libc_or_self() -> tuple[Start, ...]:
+    """Libc registers the threads; where it cannot, they do it themselves."""
+    return (Start("self", LIBC_LEAVES),) if libc_refusal() else (Start("libc", LIBC_OWNS),)
+
+
+def libc_and(other: str) -> tuple[Start, ...]:
+    """Both ways: libc registers the threads, and it does not, which is called ``other``."""
+    return (Start("libc", LIBC_OWNS, libc_refusal()), Start(other, LIBC_LEAVES))
+
+
+def parts(
+    size: Mapping, rows: Callable[[str], int], timeout_s: float, starts: Sequence[Start], skip: str | None = None
+) -> list[Part]:
+    """``size["processes"]`` child processes of each of ``size["builds"]`` builds and each start.
+
+    ``rows`` says how many a part of a start has. The builds take turns, so that a drift of the machine meets all of
+    them. Where nothing can be compiled, as many processes measure the installed extension.
+    """
+    found = numbers(size["builds"])
+    processes = size["processes"] * (size["builds"] if found == [None] else 1)
+    return [
+        Part(
+            id=f"{start.name}-{'installed' if number is None else number}-{process}",
+            rows=rows(start.name),
+            timeout_s=timeout_s,
+            environment=start.environment,
+            arguments={
+                **size,
+                "start": start.name,
+                "build": number,
+                "process": process,
+                "seed": (number or 0) * processes + process,
+            },
+            skip=skip or start.skip,
+        )
+        for process in range(processes)
+        for number in found
+        for start in starts
+    ]
+
+
 def environment(arguments: Mapping) -> dict[str, str]:
     """What a child that measures a part is given beside the part's own environment. Not recorded: describe() is."""
     number = arguments.get("build")
@@ -249,17 +300,17 @@ def _nops(draw: random.Random, below_bytes: int) -> list[str]:
     return [f"\t.rept {count}", "\tnop", "\t.endr"] if count else []
 
 
-def prepare(libraries: tuple[Library, ...], arguments: Mapping) -> str | None:
-    """Compile what a part measures, before its deadline runs; why that cannot be done, or None."""
-    number = arguments.get("build")
-    if number is None:
-        return None
-    try:
-        for library in libraries:
-            make(library, number)
-    except compile.CompileError as error:
-        return str(error)
-    return None
+def prepares(*libraries: Library) -> Callable[[Mapping], str | None]:
+    """An experiment's ``prepare``: compile what a part measures; why that cannot be done, or None."""
+
+    def prepare(arguments: Mapping) -> str | None:
+        number = arguments.get("build")
+        if number is None:
+            return None
+        _, refusal = compile.attempt(lambda: [make(library, number) for library in libraries])
+        return refusal
+
+    return prepare
 
 
 @cache
