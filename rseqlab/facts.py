@@ -35,6 +35,17 @@ def collect(subject: Mapping[str, Find]) -> tuple[dict[str, object], dict[str, s
     return values, reasons
 
 
+def in_words(value: object) -> str:
+    """A fact as one line of text: the parts of a list or a table one after another, ``unknown`` for None."""
+    if value is None:
+        return "unknown"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {in_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return "; ".join(map(in_words, value)) or "none"
+    return str(value)
+
+
 def read(path: str) -> str:
     """The text of a small file, without what surrounds it. Raises OSError."""
     return Path(path).read_text(errors="replace").strip()
