@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import rseqlab
 from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
+from rseqlab.paths import CHECKOUT, PACKAGE
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 Made = TypeVar("Made")
 TIMEOUT_S = 120
 
@@ -51,8 +50,6 @@ class Target:
 
 def cache_folder() -> Path:
     """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout, or ``compiled`` in the reader's cache folder."""
-    from rseqlab.lab.runner import CHECKOUT  # not above: it brings jsonschema, and children import this
-
     if given := os.environ.get("RSEQLAB_CACHE"):
         return Path(given)
     home = CHECKOUT / "build" if CHECKOUT else host.user_folder("XDG_CACHE_HOME", ".cache")

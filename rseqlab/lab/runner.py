@@ -18,25 +18,14 @@ from rseqlab.lab.bundle import BundleError, Writer
 from rseqlab.lab.child import Child, Outcome
 from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import Experiment, Part, measure_part
+from rseqlab.paths import CHECKOUT, PACKAGE
+from rseqlab.paths import project_root as project_root  # where others look for it too
 
 Progress = Callable[[str, int, int], None]
 """Called with the experiment's name, its rows so far and its expected rows."""
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 RSEQ_FACTS = ("owner", "rule", "libc_size", "registered_size", "live_bytes")
 UNFINISHED = "not finished; rseqlab run --resume goes on"
-
-
-CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else None
-"""The checkout that this package runs from; None where it is installed from a wheel."""
-
-SHIPPED = "shipped"
-"""Where a wheel has the checkout's ``data`` and ``notebooks``, within the package (setup.py puts them there)."""
-
-
-def project_root() -> Path:
-    """What ``data`` and ``notebooks`` are read from: the checkout, or the installed package. Not written to."""
-    return CHECKOUT or PACKAGE / SHIPPED
 
 
 def work_folder() -> Path:

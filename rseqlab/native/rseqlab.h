@@ -66,6 +66,9 @@ _Static_assert(sizeof(struct rl_configuration) == 24, "ABI");
 
 const char *rl_arch(void);		/* "x86_64", "aarch64" or "unsupported" */
 const char *rl_compiler(void);		/* what built this, for the record */
+const char *rl_compile_flags(void);	/* and with which flags that matter to the code */
+/* registers is {eax, ebx, ecx, edx}; 0 where the processor has no such leaf, or no such instruction */
+int rl_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint32_t rl_signature(void);		/* expected before every abort handler; 0 where unsupported */
 
 /* ---- registration (rseq.c), for the calling thread ---- */

@@ -12,6 +12,8 @@ import pandas as pd
 
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
+from rseqlab.host import cpu_title
+from rseqlab.lab.archive import bundles_in, name_at
 from rseqlab.lab.bundle import Bundle, BundleError, digest, read_run
 from rseqlab.lab.experiment import GROUPS, REGISTRATION
 from rseqlab.lab.runner import project_root, runs_folder
@@ -133,12 +135,13 @@ class StudyRun:
     def machine(self) -> dict[str, str]:
         """Label to value, in reading order; an unknown fact gives its reason."""
         reasons = self.bundle.machine["reasons"]
-        return {
+        known = {
             label: str(self.facts[name])
             if self.facts.get(name) is not None
             else f"unknown: {reasons.get(name, 'not recorded')}"
             for name, label in SHOWN_FACTS.items()
         }
+        return known | {"CPU": cpu_title(self.facts)}
 
     def __repr__(self) -> str:
         facts = self.machine()
@@ -155,13 +158,13 @@ class StudyRun:
 def local_runs() -> list[tuple[Path, dict]]:
     """(folder, run.json) of finished local runs, newest first, by the time at which they ended."""
     found = []
-    for path in runs_folder().glob("*/run.json"):
+    for path in bundles_in(runs_folder()):
         try:
-            record = read_run(path.parent)
+            record = read_run(path)
         except BundleError:
             continue  # an unfinished or foreign folder is not a run to show; opening it by name says why
         if record["ended"]:
-            found.append((path.parent, record))
+            found.append((path, record))
     return sorted(found, key=lambda run: run[1]["ended"], reverse=True)
 
 
@@ -173,9 +176,9 @@ def reference_runs(group: str = "machine") -> list[Path]:
     """The runs of a group that are shipped in data/reference: in the order of their start, but the front page's last."""
     home = project_root() / "data" / "reference"
     front = (home / FRONT).read_text().split() if (home / FRONT).exists() else []
-    found = [(read_run(path.parent), path.parent) for path in home.glob("*/run.json")]
+    found = [(read_run(path), path) for path in bundles_in(home)]
     found = [(run, folder) for run, folder in found if run["ended"]]  # one that is being measured is none yet
-    found.sort(key=lambda one: (one[1].name in front, one[0]["started"]))
+    found.sort(key=lambda one: (name_at(one[1]) in front, one[0]["started"]))
     return [folder for run, folder in found if run["group"] == group]
 
 
@@ -200,6 +203,8 @@ def open_ahead() -> StudyRun:
     """Open the run of $RSEQLAB_RUN for the forks of this process: their open_run() need not check every row again."""
     chosen = os.environ["RSEQLAB_RUN"]
     _AHEAD[chosen] = open_run()
+    for one in (_AHEAD[chosen], *_AHEAD[chosen].others.values()):
+        one.bundle.check()  # reads every table: here once, and not in every fork
     return _AHEAD[chosen]
 
 

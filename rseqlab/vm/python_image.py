@@ -29,7 +29,7 @@ WANTED = (
     "python3-minimal",
     "libpython3-stdlib",
     "python3-cffi-backend",
-    "python3-jsonschema",
+    "python3-fastjsonschema",
     "python3-pyelftools",
     "python3-pytest",
     "python3-pytest-xdist",
