@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
@@ -219,27 +219,49 @@ def _sha256(path: Path) -> str:
 
 
 class Bundle:
-    """A finished run, checked as it is opened: schema, checksums, every row of every table."""
+    """A finished run, checked as it is opened: schema, checksums, every row of every table.
 
-    def __init__(self, directory: Path, catalogue: Mapping[str, Experiment]):
+    With ``only``, tables of these experiments and no others are read and checked. With ``unfinished``, a run that did
+    not end is opened as far as its experiments did; it has no checksums yet.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        catalogue: Mapping[str, Experiment],
+        only: Collection[str] | None = None,
+        unfinished: bool = False,
+    ):
         self.directory = directory
         self.run = read_run(directory)
-        if self.run["ended"] is None:
+        sealed = self.run["ended"] is not None
+        if not sealed and not unfinished:
             raise BundleError(
                 f"{directory}: this run is not finished; go on with: rseqlab run --resume --out {directory}"
             )
-        _check_sums(directory)
+        if sealed:
+            _check_sums(directory)
         self.machine = _read_json(directory / "machine.json", "machine")
-        self.digest = digest(directory)
         self.tables: dict[str, list[dict]] = {}
         for name, record in self.run["experiments"].items():
+            if only is not None and name not in only:
+                continue
             if name not in catalogue:
                 raise BundleError(f"{directory / 'run.json'}: {name} is not an experiment of this rseqlab")
+            if not sealed and record["status"] is None:
+                continue  # it is being measured, or was cut short
             path = directory / f"{name}.csv"
             if path.exists():
                 self.tables[name] = list(_rows(path, catalogue[name], record))
             elif record["rows"]:
                 raise BundleError(f"{path}: missing, but run.json counts {record['rows']} rows")
+        self.digest = digest(directory) if sealed else _digest_so_far(directory, self.tables)
+
+
+def _digest_so_far(directory: Path, names: Iterable[str]) -> str:
+    """Names what a run that did not end holds of some experiments."""
+    files = ("machine.json", *(f"{name}.csv" for name in sorted(names)))
+    return hashlib.sha256("".join(f"{_sha256(directory / name)}  {name}\n" for name in files).encode()).hexdigest()
 
 
 def read_run(directory: Path) -> dict:

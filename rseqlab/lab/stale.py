@@ -1,0 +1,260 @@
+"""Which code makes an experiment's rows, found by what its module imports and which C it names.
+
+Rows are stale when some of that code changed. Nothing is listed by hand: an import that is added is followed from
+then on. Only content counts: a file may be moved, and comments, docstrings and import lines may change.
+"""
+
+import ast
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import rseqlab
+from rseqlab.lab.experiment import Experiment
+
+PACKAGE = Path(rseqlab.__file__).resolve().parent
+ROOT = "rseqlab"
+
+ENTRY = "rseqlab.lab.child"
+"""What every part begins with."""
+
+RECORDS = tuple(
+    f"{ROOT}.{name}"
+    for name in (
+        *("cli", "study", "progress", "doctor", "schemas", "errors"),
+        *(f"lab.{one}" for one in ("runner", "bundle", "exchange", "fleet", "remote", "cluster", "stale")),
+    )
+)
+"""Modules that start, write down or print: what they do with a row is no part of it, and what they import even less."""
+
+PLAIN = ("rseqlab.host",)
+"""What it finds out of the machine may decide a row; what it imports serves machine.json only."""
+
+BY_NAME = ("rseqlab.lab.experiment",)
+"""Everybody imports some words of it: of its own imports those count that the imported words use."""
+
+EXTENSION = "rseqlab.native"
+"""Whoever calls it runs what its build.py compiles."""
+BUILD = f"{EXTENSION}.build"
+
+COMPILED = (".c", ".h", ".S", ".cpp", ".java", ".map")
+INCLUDED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)".*$', re.M)
+C_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|//[^\n]*|/\*.*?\*/', re.S)
+PYTHON_COMMENT = re.compile(
+    r'("""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|#[^\n]*', re.S
+)
+HOLE = "\0"
+
+
+def code_digest(experiment: Experiment) -> str:
+    """16 hexadecimal digits that name the code that makes an experiment's rows. Other digits: the rows are stale."""
+    return HERE.digest(Path(inspect.getfile(sys.modules[experiment.module])))
+
+
+def stale(document: Mapping, experiments: Iterable[Experiment]) -> list[str]:
+    """The names of those among these experiments that have rows of other code in a run (the text of its run.json)."""
+    return [
+        experiment.name
+        for experiment in experiments
+        if (record := document["experiments"].get(experiment.name))
+        and record["code_digest"] != code_digest(experiment)
+    ]
+
+
+def _without(comments: re.Pattern, text: str) -> str:
+    """The text without comments, blank lines and the ends of lines."""
+    bare = comments.sub(lambda found: found[1] or "", text)
+    return "\n".join(line.rstrip() for line in bare.splitlines() if line.strip())
+
+
+def _of_package(module: str) -> bool:
+    return module == ROOT or module.startswith(f"{ROOT}.")
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a file's content says: its digest, and what else it needs."""
+
+    digest: bytes
+    modules: frozenset[tuple[str, str]] = frozenset()
+    """(module, name) of each import within the package; the name is empty where the module itself is imported."""
+    strings: frozenset[str] = frozenset()
+    """Words in text constants: names of files may be among them. HOLE stands for what is put in at run time."""
+    used: Mapping[str, frozenset[tuple[str, str]]] | None = None
+    """Of a module of BY_NAME: each of its names to the imports that it uses."""
+
+
+def _c(text: str) -> _File:
+    """A C file, or one that a compiler or linker reads beside it."""
+    bare = _without(C_COMMENT, INCLUDED.sub("", text))
+    return _File(hashlib.sha256(bare.encode()).digest(), strings=frozenset(INCLUDED.findall(text)))
+
+
+def _python(text: str) -> _File:
+    """A Python file. Its imports are found wherever they stand, in functions as well."""
+    tree = ast.parse(text)
+    lines = text.splitlines()
+    imports: list[tuple[str, str, str]] = []  # the name in this file, module, name there
+    strings: set[str] = set()
+    attributes: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom | ast.Import) or _is_docstring(node):
+            _blank(lines, node)
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            imports += [(one.asname or one.name, module, one.name) for one in node.names if _of_package(module)]
+        elif isinstance(node, ast.Import):
+            imports += [(one.asname or one.name, one.name, "") for one in node.names if _of_package(one.name)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.update(node.value.split())
+        elif isinstance(node, ast.JoinedStr):
+            parts = [one.value if isinstance(one, ast.Constant) else HOLE for one in node.values]
+            strings.update("".join(map(str, parts)).split())
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            attributes.setdefault(node.value.id, set()).add(node.attr)
+    bare = _without(PYTHON_COMMENT, "\n".join(lines))
+    found = {name: (module, there) for name, module, there in imports}
+    for name, place in list(found.items()):
+        if place == (ROOT, "native") and attributes.get(name) == {"__file__"}:
+            del found[name]  # it wants to know where the C lies, and runs none of it
+    return _File(
+        hashlib.sha256(bare.encode()).digest(), frozenset(found.values()), frozenset(strings), _used(tree, found)
+    )
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _blank(lines: list[str], node: ast.stmt) -> None:
+    """Take a statement out, where its lines hold nothing else."""
+    first, last = lines[node.lineno - 1], lines[node.end_lineno - 1]
+    after = last.encode()[node.end_col_offset :].decode().strip()
+    if not first[: node.col_offset].strip() and (not after or after.startswith("#")):
+        lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+
+
+def _used(tree: ast.Module, imports: Mapping[str, tuple[str, str]]) -> dict[str, frozenset[tuple[str, str]]]:
+    """Each name that a module defines to the imports that its definition uses, directly and by other names of it."""
+    words: dict[str, set[str]] = {}
+    for node in tree.body:
+        inside = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            words.setdefault(node.name, set()).update(inside)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for name in [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]:
+                words.setdefault(name, set()).update(inside)
+    found = {}
+    for name in words:
+        reached, wanted = set(), {name}
+        while wanted:
+            reached |= wanted
+            wanted = {word for one in wanted for word in words.get(one, ())} - reached
+        found[name] = frozenset(imports[word] for word in reached if word in imports)
+    return found
+
+
+@dataclass(frozen=True)
+class Code:
+    """The package below ``root``, as far as it was looked at; what was read is read again only where it changed."""
+
+    root: Path
+
+    @cached_property
+    def _read(self) -> dict[Path, tuple[tuple[int, int], _File]]:
+        return {}
+
+    @cached_property
+    def _compiled(self) -> dict[str, list[Path]]:
+        """File name to the files of the package that a compiler or linker reads."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.root.rglob("*")):
+            if path.suffix in COMPILED:
+                found.setdefault(path.name, []).append(path)
+        return found
+
+    def digest(self, module: Path) -> str:
+        """Names all code that makes the rows of the experiment in this file."""
+        digests = sorted({self._file(path).digest for path in self.files(module)})
+        return hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+
+    def files(self, module: Path) -> list[Path]:
+        """The files of that code, in the order of their names."""
+        reached: dict[Path, None] = {}
+        wanted = [module, *filter(None, [self._module(ENTRY)])]
+        while wanted:
+            path = wanted.pop()
+            if path not in reached:
+                reached[path] = None
+                wanted += self._imported(path)
+        strings = {word for path in reached for word in self._file(path).strings}
+        compiled: dict[Path, None] = {}
+        named = [one for path in reached for one in self._named(self._file(path).strings, strings)]
+        while named:
+            path = named.pop()
+            if path not in compiled:
+                compiled[path] = None
+                named += self._named(self._file(path).strings, ())
+        return sorted({*reached, *compiled})
+
+    def _imported(self, path: Path) -> Iterator[Path]:
+        file = self._file(path)
+        if path in [self._module(name) for name in PLAIN]:
+            return
+        imports = set(file.modules)
+        if path == self._module(BY_NAME[0]):
+            return  # whoever imports it says which of its words count
+        for module, name in imports:
+            yield from self._reached(module, name)
+            if module in BY_NAME:
+                used = self._file(self._module(module)).used
+                for more in used.get(name, ()) if name else [one for each in used.values() for one in each]:
+                    yield from self._reached(*more)
+
+    def _reached(self, module: str, name: str) -> Iterator[Path]:
+        """The file that an import names, and what is run by it."""
+        whole = f"{module}.{name}" if name and self._module(f"{module}.{name}") else module
+        if whole == ROOT or any(whole == one or whole.startswith(f"{one}.") for one in RECORDS):
+            return
+        for one in (whole, BUILD) if whole == EXTENSION else (whole,):
+            if path := self._module(one):
+                yield path
+
+    def _module(self, name: str) -> Path | None:
+        place = self.root.joinpath(*name.split(".")[1:])
+        found = (place.with_suffix(".py"), place / "__init__.py")
+        return next((path for path in found if path.is_file()), None)
+
+    def _named(self, strings: Iterable[str], words: Iterable[str]) -> Iterator[Path]:
+        """The files that some text names; ``words`` may be what is put into its holes."""
+        for text in strings:
+            if not text.endswith(COMPILED):
+                continue
+            place, _, name = text.rpartition("/")
+            if HOLE in name:
+                pattern = re.compile(re.escape(name).replace(re.escape(HOLE), r"(\w+)"))
+                fits = [found for found in map(pattern.fullmatch, self._compiled) if found]
+                names = [found[0] for found in fits if set(found.groups()) <= set(words)]
+            else:
+                names = [name]
+            folder = place.rpartition("/")[2]
+            for path in (one for found in names for one in self._compiled.get(found, ())):
+                if folder in ("", ".", "..", path.parent.name) or HOLE in folder:
+                    yield path
+
+    def _file(self, path: Path) -> _File:
+        facts = path.stat()
+        state = (facts.st_mtime_ns, facts.st_size)
+        if path not in self._read or self._read[path][0] != state:
+            text = path.read_text(encoding="utf-8")
+            self._read[path] = (state, _python(text) if path.suffix == ".py" else _c(text))
+        return self._read[path][1]
+
+
+HERE = Code(PACKAGE)
