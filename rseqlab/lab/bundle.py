@@ -261,7 +261,9 @@ class Bundle:
 def _digest_so_far(directory: Path, names: Iterable[str]) -> str:
     """Names what a run that did not end holds of some experiments."""
     files = ("machine.json", *(f"{name}.csv" for name in sorted(names)))
-    return hashlib.sha256("".join(f"{_sha256(directory / name)}  {name}\n" for name in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{_sha256(directory / name)}  {name}\n" for name in files).encode()
+    ).hexdigest()
 
 
 def read_run(directory: Path) -> dict:

@@ -9,8 +9,8 @@ import hashlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -46,7 +46,8 @@ COMPILED = (".c", ".h", ".S", ".cpp", ".java", ".map")
 INCLUDED = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)".*$', re.M)
 C_COMMENT = re.compile(r'("(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|//[^\n]*|/\*.*?\*/', re.S)
 PYTHON_COMMENT = re.compile(
-    r'("""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|#[^\n]*', re.S
+    r'("""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\')|#[^\n]*',
+    re.S,
 )
 HOLE = "\0"
 
@@ -85,7 +86,7 @@ class _File:
     """(module, name) of each import within the package; the name is empty where the module itself is imported."""
     strings: frozenset[str] = frozenset()
     """Words in text constants: names of files may be among them. HOLE stands for what is put in at run time."""
-    used: Mapping[str, frozenset[tuple[str, str]]] | None = None
+    used: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     """Of a module of BY_NAME: each of its names to the imports that it uses."""
 
 
@@ -103,11 +104,13 @@ def _python(text: str) -> _File:
     strings: set[str] = set()
     attributes: dict[str, set[str]] = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom | ast.Import) or _is_docstring(node):
+        if isinstance(node, ast.ImportFrom | ast.Import | ast.Expr) and _says_nothing(node):
             _blank(lines, node)
         if isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            imports += [(one.asname or one.name, module, one.name) for one in node.names if _of_package(module)]
+            imports += [
+                (one.asname or one.name, module, one.name) for one in node.names if _of_package(module)
+            ]
         elif isinstance(node, ast.Import):
             imports += [(one.asname or one.name, one.name, "") for one in node.names if _of_package(one.name)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -123,16 +126,23 @@ def _python(text: str) -> _File:
         if place == (ROOT, "native") and attributes.get(name) == {"__file__"}:
             del found[name]  # it wants to know where the C lies, and runs none of it
     return _File(
-        hashlib.sha256(bare.encode()).digest(), frozenset(found.values()), frozenset(strings), _used(tree, found)
+        hashlib.sha256(bare.encode()).digest(),
+        frozenset(found.values()),
+        frozenset(strings),
+        _used(tree, found),
     )
 
 
-def _is_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def _says_nothing(node: ast.stmt) -> bool:
+    """Whether it is an import or a text that stands by itself: what they say is followed, or told to people."""
+    return not isinstance(node, ast.Expr) or (
+        isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
 
 
 def _blank(lines: list[str], node: ast.stmt) -> None:
     """Take a statement out, where its lines hold nothing else."""
+    assert node.end_lineno is not None and node.end_col_offset is not None  # as the parser leaves them
     first, last = lines[node.lineno - 1], lines[node.end_lineno - 1]
     after = last.encode()[node.end_col_offset :].decode().strip()
     if not first[: node.col_offset].strip() and (not after or after.startswith("#")):
@@ -148,7 +158,9 @@ def _used(tree: ast.Module, imports: Mapping[str, tuple[str, str]]) -> dict[str,
             words.setdefault(node.name, set()).update(inside)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]:
+            for name in [
+                one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)
+            ]:
                 words.setdefault(name, set()).update(inside)
     found = {}
     for name in words:
@@ -187,34 +199,32 @@ class Code:
     def files(self, module: Path) -> list[Path]:
         """The files of that code, in the order of their names."""
         reached: dict[Path, None] = {}
-        wanted = [module, *filter(None, [self._module(ENTRY)])]
+        wanted = [module, *self._reached(ENTRY, "")]
         while wanted:
             path = wanted.pop()
             if path not in reached:
                 reached[path] = None
                 wanted += self._imported(path)
-        strings = {word for path in reached for word in self._file(path).strings}
+        words = {word for path in reached for word in self._file(path).strings}
         compiled: dict[Path, None] = {}
-        named = [one for path in reached for one in self._named(self._file(path).strings, strings)]
+        named = [one for path in reached for one in self._named(path, words)]
         while named:
             path = named.pop()
             if path not in compiled:
                 compiled[path] = None
-                named += self._named(self._file(path).strings, ())
+                named += self._named(path, words)
         return sorted({*reached, *compiled})
 
     def _imported(self, path: Path) -> Iterator[Path]:
-        file = self._file(path)
-        if path in [self._module(name) for name in PLAIN]:
+        """The files that this one imports; of those that everybody imports, what the imported words use."""
+        if path in [self._module(name) for name in (*PLAIN, *BY_NAME)]:
             return
-        imports = set(file.modules)
-        if path == self._module(BY_NAME[0]):
-            return  # whoever imports it says which of its words count
-        for module, name in imports:
+        for module, name in self._file(path).modules:
             yield from self._reached(module, name)
-            if module in BY_NAME:
-                used = self._file(self._module(module)).used
-                for more in used.get(name, ()) if name else [one for each in used.values() for one in each]:
+            place = self._module(module)
+            if module in BY_NAME and place:
+                used = self._file(place).used
+                for more in used.get(name, ()):
                     yield from self._reached(*more)
 
     def _reached(self, module: str, name: str) -> Iterator[Path]:
@@ -231,22 +241,25 @@ class Code:
         found = (place.with_suffix(".py"), place / "__init__.py")
         return next((path for path in found if path.is_file()), None)
 
-    def _named(self, strings: Iterable[str], words: Iterable[str]) -> Iterator[Path]:
-        """The files that some text names; ``words`` may be what is put into its holes."""
-        for text in strings:
+    def _named(self, path: Path, words: Collection[str]) -> Iterator[Path]:
+        """The files for a compiler that this file names; ``words`` may be what is put into the holes of a name."""
+        for text in self._file(path).strings:
             if not text.endswith(COMPILED):
                 continue
             place, _, name = text.rpartition("/")
-            if HOLE in name:
-                pattern = re.compile(re.escape(name).replace(re.escape(HOLE), r"(\w+)"))
-                fits = [found for found in map(pattern.fullmatch, self._compiled) if found]
-                names = [found[0] for found in fits if set(found.groups()) <= set(words)]
-            else:
-                names = [name]
             folder = place.rpartition("/")[2]
-            for path in (one for found in names for one in self._compiled.get(found, ())):
-                if folder in ("", ".", "..", path.parent.name) or HOLE in folder:
-                    yield path
+            if HOLE not in name:
+                fits = self._compiled.get(name, [])
+            else:  # made at run time, of what lies beside it
+                pattern = re.compile(re.escape(name).replace(re.escape(HOLE), r"(\w+)"))
+                fits = [
+                    one
+                    for known, some in self._compiled.items()
+                    if (found := pattern.fullmatch(known)) and set(found.groups()) <= set(words)
+                    for one in some
+                    if one.is_relative_to(path.parent)
+                ]
+            yield from (one for one in fits if folder in ("", ".", "..", one.parent.name) or HOLE in folder)
 
     def _file(self, path: Path) -> _File:
         facts = path.stat()

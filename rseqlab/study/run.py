@@ -17,7 +17,16 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab import runner
 from rseqlab.lab.bundle import Bundle, digest
 from rseqlab.lab.runner import project_root, runs_folder
-from rseqlab.study.selection import FRONT, LOCAL, REFERENCE, Found, Selection, bundles_in, reference_runs, select
+from rseqlab.study.selection import (
+    FRONT,
+    LOCAL,
+    REFERENCE,
+    Found,
+    Selection,
+    bundles_in,
+    reference_runs,
+    select,
+)
 
 __all__ = [
     "CHOSEN",
@@ -76,7 +85,9 @@ class Composed:
         self.directory = first.folder
         self.machine = bundles[first.folder].machine
         records = {
-            name: selection.shown[name].run["experiments"][name] for name in catalogue() if name in selection.shown
+            name: selection.shown[name].run["experiments"][name]
+            for name in catalogue()
+            if name in selection.shown
         }
         self.run = dict(first.run) | {"experiments": records}
         self.tables = {
@@ -84,7 +95,9 @@ class Composed:
             for name, run in selection.shown.items()
             if name in bundles[run.folder].tables
         }
-        lines = (f"{name} {bundles[run.folder].digest}\n" for name, run in sorted(selection.shown.items(), key=str))
+        lines = (
+            f"{name} {bundles[run.folder].digest}\n" for name, run in sorted(selection.shown.items(), key=str)
+        )
         self.digest = hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -235,7 +248,9 @@ class StudyRun:
         ended = self.bundle.run["ended"]
         at = ended or self.bundle.run["started"]
         text = f"{'measured' if ended else 'not finished, begun'} {at[:16].replace('T', ' ')} UTC"
-        return text if os.environ.get("RSEQLAB_PAGE") else f"{text} ({ago(at)})"  # a page is read on another day
+        return (
+            text if os.environ.get("RSEQLAB_PAGE") else f"{text} ({ago(at)})"
+        )  # a page is read on another day
 
     def __repr__(self) -> str:
         if self.sources:
@@ -251,7 +266,10 @@ class StudyRun:
         whose = {
             LOCAL: "every row was measured on this machine",
             REFERENCE: "no row was measured on this machine",
-        }.get(self.origin, f"rows of {ours} experiments are this machine's, of {len(self.sources) - ours} shipped ones")
+        }.get(
+            self.origin,
+            f"rows of {ours} experiments are this machine's, of {len(self.sources) - ours} shipped ones",
+        )
         return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {whose}"
 
     def _lines(self) -> list[str]:
@@ -342,11 +360,17 @@ def open_run(folder: str | Path | None = None) -> StudyRun:
     """
     chosen = os.environ.get("RSEQLAB_RUN") or None if folder is None else str(folder)
     if chosen == "":
-        raise UsageError("The folder of the run is empty text; name one, or leave it out for the newest rows.")
+        raise UsageError(
+            "The folder of the run is empty text; name one, or leave it out for the newest rows."
+        )
     ahead = _AHEAD.get(chosen or "")
     if chosen is None or _is_shipped(chosen):
         # The forks of one process make one page: all of them show what that process opened.
-        return ahead if ahead and os.environ.get("RSEQLAB_PAGE") else _composed(select(local=chosen is None), chosen)
+        return (
+            ahead
+            if ahead and os.environ.get("RSEQLAB_PAGE")
+            else _composed(select(local=chosen is None), chosen)
+        )
     if ahead and ahead.bundle.digest == digest(Path(chosen)):
         return ahead
     bundle = Bundle(Path(chosen), catalogue())
