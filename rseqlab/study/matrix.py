@@ -11,6 +11,7 @@ from rseqlab.options.criteria import CRITERIA, CRITERION
 from rseqlab.options.matrix import LEGEND, NOT_MEASURED, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES
 from rseqlab.study.run import LOCAL, MIXED, REFERENCE, NotMeasured, StudyRun, open_run
+from rseqlab.study.selection import FEW, names
 
 
 @cache
@@ -62,8 +63,9 @@ class Matrix:
         """What a reader must know who has not measured this himself."""
         if self.shipped and self.run.origin == MIXED:
             return (
-                f"Not measured on this machine, but shipped: the cells of {', '.join(self.shipped)}. "
-                f"`rseqlab run {' '.join(self.shipped)}` measures them here."
+                f"Not measured on this machine, but shipped: the cells of {names(self.shipped)}. "
+                f"`rseqlab run{''.join(f' {one}' for one in self.shipped) if len(self.shipped) <= FEW else ''}` "
+                "measures them here."
             )
         if self.shipped:
             notes = (

@@ -268,7 +268,7 @@ class StudyRun:
             REFERENCE: "no row was measured on this machine",
         }.get(
             self.origin,
-            f"rows of {ours} experiments are this machine's, of {len(self.sources) - ours} shipped ones",
+            f"{ours} experiments have rows of this machine, {len(self.sources) - ours} have shipped rows",
         )
         return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {whose}"
 
