@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -192,30 +192,58 @@ class Bundle:
 
     ``directory`` is where it lies: a directory, or the file of a packed run. ``tables`` has each experiment's rows by
     its name. :meth:`check` checks everything now.
+
+    With ``only``, the tables of these experiments and no others are there, and those that lie in a directory have their
+    checksums checked at once. With ``unfinished``, a run that did not end is opened as far as its experiments did; it
+    has no checksums yet.
     """
 
-    def __init__(self, directory: Path, catalogue: Mapping[str, Experiment]):
+    def __init__(
+        self,
+        directory: Path,
+        catalogue: Mapping[str, Experiment],
+        only: Collection[str] | None = None,
+        unfinished: bool = False,
+    ):
         self.directory = directory
         self.files = files_of(directory)
         self.run = _run(self.files)
-        if self.run["ended"] is None:
+        self.sealed = self.run["ended"] is not None
+        if not self.sealed and not unfinished:
             raise BundleError(
                 f"{directory}: this run is not finished; go on with: rseqlab run --resume --out {directory}"
             )
-        self._sums = _sums(self.files)
-        for name in ("run.json", "machine.json"):
-            self._checked(name)
+        self._sums = _sums(self.files) if self.sealed else {}
+        if self.sealed:
+            for name in ("run.json", "machine.json"):
+                self._checked(name)
         self.machine = older.machine(_read_json(self.files, "machine"))
         validate(self.machine, "machine", str(directory / "machine.json"))
-        self.digest = sha256(self.files.read(SUMS))
+        self.tables: Mapping[str, list[dict]] = _Tables(self, self._names(catalogue, only), catalogue)
+        if only is not None and isinstance(self.files, Folder):
+            for name in self.tables:
+                self._checked(f"{name}.csv")
+        self.digest = sha256(self.files.read(SUMS)) if self.sealed else self._digest_so_far()
+
+    def _names(self, catalogue: Mapping[str, Experiment], only: Collection[str] | None) -> list[str]:
+        """The experiments that have a table here. Raises BundleError for one that should have and has not."""
+        there, found = set(self._sums if self.sealed else self.files.names()), []
         for name, record in self.run["experiments"].items():
+            if only is not None and name not in only:
+                continue
             if name not in catalogue:
-                raise BundleError(f"{directory / 'run.json'}: {name} is not an experiment of this rseqlab")
-            if f"{name}.csv" not in self._sums and record["rows"]:
                 raise BundleError(
-                    f"{directory / name}.csv: missing, but run.json counts {record['rows']} rows"
+                    f"{self.directory / 'run.json'}: {name} is not an experiment of this rseqlab"
                 )
-        self.tables: Mapping[str, list[dict]] = _Tables(self, catalogue)
+            if not self.sealed and record["status"] is None:
+                continue  # it is being measured, or was cut short
+            if f"{name}.csv" in there:
+                found.append(name)
+            elif record["rows"]:
+                raise BundleError(
+                    f"{self.directory / name}.csv: missing, but run.json counts {record['rows']} rows"
+                )
+        return found
 
     @property
     def name(self) -> str:
@@ -231,13 +259,19 @@ class Bundle:
         """Check every file and every row of every table now; returns the bundle. Raises BundleError."""
         for name in self._sums:
             self._checked(name)
+        return self.read()
+
+    def read(self) -> "Bundle":
+        """Read and check every table that is there now; returns the bundle. Raises BundleError."""
         for name in self.tables:
             _ = self.tables[name]
         return self
 
     def _checked(self, name: str) -> bytes:
-        """A file's content, which is what SHA256SUMS says."""
+        """A file's content, which is what SHA256SUMS says; a run that is not finished has none to compare with."""
         data = self.files.read(name)
+        if not self.sealed:
+            return data
         found, told = sha256(data), self._sums.get(name)
         if told is None:
             raise BundleError(f"{self.directory / name}: not listed in {SUMS}")
@@ -246,6 +280,11 @@ class Bundle:
                 f"{self.directory / name}: its checksum is {found[:12]}, {SUMS} says {told[:12]}: damaged"
             )
         return data
+
+    def _digest_so_far(self) -> str:
+        """Names what a run that did not end holds of the experiments that are there."""
+        names = ("machine.json", *(f"{name}.csv" for name in sorted(self.tables)))
+        return sha256("".join(f"{sha256(self.files.read(name))}  {name}\n" for name in names).encode())
 
     def _table(self, experiment: Experiment) -> list[dict]:
         name = experiment.name
@@ -258,9 +297,8 @@ class Bundle:
 class _Tables(Mapping[str, list[dict]]):
     """The tables of a bundle; each is read, checked and kept when it is first asked for."""
 
-    def __init__(self, bundle: Bundle, catalogue: Mapping[str, Experiment]):
-        self._bundle, self._catalogue = bundle, catalogue
-        self._names = [name for name in bundle.run["experiments"] if f"{name}.csv" in bundle._sums]
+    def __init__(self, bundle: Bundle, names: list[str], catalogue: Mapping[str, Experiment]):
+        self._bundle, self._names, self._catalogue = bundle, names, catalogue
         self._read: dict[str, list[dict]] = {}
 
     def __getitem__(self, name: str) -> list[dict]:

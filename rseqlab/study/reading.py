@@ -102,7 +102,9 @@ class WatchedRun(StudyRun):
     @classmethod
     def of(cls, run: StudyRun) -> "WatchedRun":
         """A watched twin of a run."""
-        return cls(run.bundle, run.origin, run.note, run.others, run=run)
+        return cls(
+            run.bundle, run.origin, run.notes, run.sources, run.skipped, run.older_full, run.opened, run=run
+        )
 
     def table(self, name: str) -> pd.DataFrame:
         self.asked[name] = None
