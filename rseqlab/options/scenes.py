@@ -93,7 +93,7 @@ class Case:
 
 def libc_itself(setup: Setup) -> Setup:
     """The same scene with this process's real libc in the place of the library that plays it."""
-    return replace(setup, provider_flags=(LIBC_ITSELF_FLAG, *setup.provider_flags))
+    return replace(setup, everywhere=(LIBC_ITSELF_FLAG, *setup.everywhere))
 
 
 GIVEN_LIBC = "RSEQLAB_LIBC"
@@ -114,7 +114,7 @@ def base(case: Case) -> dict:
         "criterion": case.criterion,
         "case": case.name,
         "kernel": setup.kernel or setup.scheme.kernel,
-        "provider": LIBC_ITSELF if LIBC_ITSELF_FLAG in setup.provider_flags else setup.provider.name,
+        "provider": LIBC_ITSELF if LIBC_ITSELF_FLAG in setup.everywhere else setup.provider.name,
         "consumers": ", ".join(f"{one.layout.name} ({one.how})" for one in setup.consumers) or None,
     }
 
