@@ -122,8 +122,8 @@ def build(case: Case, compiler: str = "cc") -> Built:
     if case.definer == NOBODY:
         return Built(_program((program,), compiler), None)
     if case.definer == REFERS:
-        flags = ("-DREFERS=1", "-fno-pie", "-no-pie")
-        return Built(compile.build(Target(PROGRAM, (program,), (*FLAGS, *flags), compiler, depends)), None)
+        fixed = (*FLAGS, "-DREFERS=1", "-fno-pie", "-no-pie")
+        return Built(compile.build(Target(PROGRAM, (program,), fixed, compiler, depends)), None)
     value = VALUES[case.value]
     told = [f"-DVALUE={value.macro}", f"-DSIZE={value.bytes}", f"-DONLY_SIZE={int(value.only_size)}"]
     attribute = BINDINGS[case.binding]
@@ -159,7 +159,7 @@ def run(case: Case, libc: Path | None) -> list[dict]:
     folder = parties.stage({LIBRARY: built.library}) if built.library else built.program.parent
     arguments, environment = start(case, str(folder))
     ended, told, errors = parties.execute([str(built.program), *arguments], folder, environment, libc)
-    return rows(case, lines(told), ended, parties.words(errors))
+    return list(rows(case, lines(told), ended, parties.words(errors)))
 
 
 def lines(text: str) -> list[dict]:
