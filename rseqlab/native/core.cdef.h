@@ -54,6 +54,7 @@ enum rl_result {
 enum rl_by { RL_BY_CPU_ID, RL_BY_NODE_ID, RL_BY_MM_CID, ... };
 struct rl_percpu {
 	char *base;
+	size_t stride_bytes;
 	uint32_t shift;
 	uint32_t indices;
 	enum rl_by by;
