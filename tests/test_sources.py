@@ -114,7 +114,7 @@ def test_the_rows_that_the_page_about_the_data_names_exist():
     page = (sources.project_root() / "data" / "SOURCES.md").read_text(encoding="utf-8")
     known = {row["id"] for table in (USAGE, CONTRADICTIONS) for row in read(table)}
     named = set(re.findall(r"\b[UX]\d{2,3}\b", page))
-    assert len(named) > 20 and named <= known, named - known
+    assert named and named <= known, named - known
 
 
 def test_a_summary_says_when_the_rows_were_checked():
