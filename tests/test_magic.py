@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import PATIENCE
 from IPython.core.completer import provisionalcompleter
+from processes import children_of, processes_naming
 
 from rseqlab.cli import magic
 from rseqlab.experiments import catalogue
@@ -113,14 +114,9 @@ def test_an_interrupt_ends_the_command_keeps_its_rows_and_leaves_the_kernel_aliv
     assert (seen["status"], seen["ename"], seen["said"].strip()) == ("error", "KeyboardInterrupt", "42")
     assert json.loads((folder / "run.json").read_text())["ended"] is None  # and --resume goes on
     deadline = time.monotonic() + 10
-    while left := processes_of(folder):
+    while left := processes_naming(str(folder)):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-
-
-def processes_of(folder) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
-    return [pid for pid in map(int, found) if pid != os.getpid()]
 
 
 def test_the_child_dies_with_the_kernel():
@@ -140,8 +136,3 @@ def test_the_child_dies_with_the_kernel():
     while any(os.path.exists(f"/proc/{pid}/exe") for pid in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def children_of(pid: int) -> list[int]:
-    said = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [int(one) for one in said]
