@@ -218,8 +218,13 @@ def pip_files() -> list[Path]:
 
 def named_paths(text: str) -> list[Path]:
     """The local files and folders that a value of pip's settings names."""
-    words = [word.removeprefix("file://") for word in text.split()]
-    return [Path(word) for word in words if word.startswith("/") and os.path.exists(word)]
+    found = []
+    for word in text.split():
+        path = Path(word.removeprefix("file://"))
+        if path.is_absolute() and path.exists():
+            # The pages of an index on disk name files that lie beside them: /srv/pypi/simple, /srv/pypi/files.
+            found.append(path.parent if path.name == "simple" and len(path.parts) > 3 else path)
+    return found
 
 
 def furnish(root: Path) -> list[Path]:
