@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,12 @@ STAGES = {
     "package": ("wheels", "contributing", "doctests"),
 }
 """`--stage NAME` runs these files, in the order in which continuous integration does; all others are `unit`."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Heed SIGINT: a shell that starts the tests in the background has them, and all they start, ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

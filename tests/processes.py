@@ -1,7 +1,14 @@
-"""Processes that tests look at, read from /proc: a bare system has neither ps nor pgrep."""
+"""Processes that tests look at and stop; read from /proc, since a bare system has neither ps nor pgrep."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from conftest import PATIENCE
 
 
 def children_of(pid: int) -> list[int]:
@@ -29,3 +36,24 @@ def processes_naming(text: str) -> list[int]:
         if text.encode() in words and int(path.parent.name) != os.getpid():
             found.append(int(path.parent.name))
     return found
+
+
+@contextlib.contextmanager
+def stopped_when(process: subprocess.Popen, reached: Callable[[], bool], what: str) -> Iterator[None]:
+    """The process is stopped (SIGSTOP) in the body, in the state that was waited for, and goes on after it.
+
+    It runs in short slices until then, so it cannot pass the state unseen and end before it gets a signal.
+    """
+    deadline = time.monotonic() + 60 * PATIENCE
+    try:
+        while True:
+            assert process.poll() is None, f"ended with {process.returncode} before: {what}"
+            process.send_signal(signal.SIGSTOP)
+            if reached():
+                break
+            process.send_signal(signal.SIGCONT)
+            assert time.monotonic() < deadline, f"not in time: {what}"
+            time.sleep(0.02)
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)

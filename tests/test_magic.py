@@ -77,7 +77,7 @@ def test_what_the_command_says_is_shown_and_a_failure_is_one(shell, capfd, monke
 
 KERNEL = """
 from jupyter_client.manager import start_new_kernel
-import json, sys, time
+import json, pathlib, sys, time
 manager, client = start_new_kernel()
 try:
     client.execute_interactive("%load_ext rseqlab", timeout=60)
@@ -86,7 +86,8 @@ try:
     while not any("Run:" in one for one in heard):
         message = client.get_iopub_msg(timeout=60)
         heard.append(message["content"].get("text", ""))
-    time.sleep(float(sys.argv[2]))
+    while not list(pathlib.Path(sys.argv[1]).glob("*.csv")):  # what is measured has begun
+        time.sleep(0.01)
     manager.interrupt_kernel()
     reply = client.get_shell_msg(timeout=60)
     while reply["parent_header"].get("msg_id") != asked:
@@ -103,7 +104,7 @@ finally:
 def test_an_interrupt_ends_the_command_keeps_its_rows_and_leaves_the_kernel_alive(tmp_path):
     folder = tmp_path / "run"
     said = subprocess.run(
-        [sys.executable, "-c", KERNEL, str(folder), "3"],
+        [sys.executable, "-c", KERNEL, str(folder)],
         env=os.environ | {"IPYTHONDIR": str(tmp_path)},
         capture_output=True,
         text=True,
