@@ -17,7 +17,10 @@ report: setup  ## Measure on this machine (again only what is not measured yet) 
 	.venv/bin/rseqlab run --profile quick --resume
 	.venv/bin/rseqlab report
 
-test: setup    ## Run the tests (STAGE=NAME: only those of a stage; tests/conftest.py lists them)
+test: setup    ## Run the tests, without those that take long (STAGE=NAME: only a stage; tests/conftest.py lists them)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --quick $(if $(STAGE),--stage=$(STAGE))
+
+test-all: setup ## Run all tests (STAGE=NAME as above)
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(if $(STAGE),--stage=$(STAGE))
 
 lint: setup    ## Check style and format (ruff)
