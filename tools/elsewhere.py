@@ -38,6 +38,7 @@ USER = re.compile(r"[a-z_][a-z0-9_-]*")
 NEEDED_BYTES = 4 * 1024**3
 """A root with the locked packages, and a study, takes about 2 GB; the base and a margin come on top."""
 CHECKOUT = "rseqlab"
+USER_ID = 1000
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FILE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO")
 PASSED_ON = re.compile(
@@ -76,13 +77,12 @@ def check_machine(folder: Path) -> None:
         )
 
 
-def last_error(output: str) -> str:
-    """What a tool said of its failure: its last line that names an error, otherwise its last line."""
+def cause(output: str) -> str:
+    """What a tool said of its failure: its first line that names an error (later ones follow from it), else its last."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    full = [line for line in lines if "No space left on device" in line]
     errors = [line for line in lines if line.startswith(("E:", "error", "fatal", "tar:"))]
-    full = next((line for line in lines if "No space left on device" in line), None)
-    known = full or next((line for line in errors if "404" in line or "Release" in line), None)
-    return known or (errors or lines or ["it printed nothing"])[-1]
+    return (full or errors or lines[-1:] or ["it printed nothing"])[0].rstrip(".")
 
 
 # --- the base root --------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def make_base(suite: str, mirror: str | None) -> Path:
     base = FOLDER / f"{suite}-{datetime.date.today().isoformat()}.tar"
     if base.exists():
         return base
-    command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(PACKAGES)}", "--format=tar"]
+    command = ["mmdebstrap", "--variant=apt", f"--include={','.join(PACKAGES)}", "--format=tar"]
     command += [f"--aptopt={option}" for option in apt_options()]
     partial = base.with_suffix(f".{os.getpid()}.partial")
     target = [suite, str(partial), *filter(None, [mirror])]
@@ -138,7 +138,7 @@ def make_base(suite: str, mirror: str | None) -> Path:
             made = subprocess.run([*command, *target], capture_output=True, text=True)
         if made.returncode != 0:
             raise Failed(
-                f"no root of {suite!r} could be made: mmdebstrap said: {last_error(made.stderr)}. SUITE is a "
+                f"no root of {suite!r} could be made: mmdebstrap said: {cause(made.stderr)}. SUITE is a "
                 "name that the mirror has, as bookworm, trixie or sid; MIRROR=ADDRESS names another mirror."
             )
         partial.replace(base)
@@ -205,7 +205,7 @@ def run(command: list, failure: str, **options) -> None:
     """A command that must succeed."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
     if done.returncode != 0:
-        raise Failed(f"{failure}: {last_error(done.stderr or done.stdout)}")
+        raise Failed(f"{failure}: {cause(done.stderr or done.stdout)}")
 
 
 def pip_files() -> list[Path]:
@@ -268,19 +268,31 @@ def environment(user: str) -> dict[str, str]:
     return passed | own
 
 
+def add_user(root: Path, user: str) -> None:
+    """A plain user with a home. By hand, since a bare root need not have useradd."""
+    passwd = root / "etc" / "passwd"
+    if re.search(rf"^{user}:", passwd.read_text(), re.M):
+        raise Failed(f"USER is {user!r}, which is one of the system's own users; choose another name")
+    with passwd.open("a") as file:
+        file.write(f"{user}:x:{USER_ID}:{USER_ID}::/home/{user}:/bin/sh\n")
+    with (root / "etc" / "group").open("a") as file:
+        file.write(f"{user}:x:{USER_ID}:\n")
+    (root / "home" / user).mkdir(parents=True)
+
+
 def prepare(root: Path, user: str) -> list[Path]:
     """Network, user and checkout; returns the folders to mount."""
     mounts = furnish(root)
     home = root / ("root" if user == "root" else f"home/{user}")
     if user != "root":
-        run(["chroot", root, "useradd", "--create-home", "--shell", "/bin/sh", user], f"user {user!r}")
+        add_user(root, user)
     run(
         ["git", "clone", "--quiet", "--no-hardlinks", ROOT, home / CHECKOUT],
         "the commit could not be cloned into the root",
     )
     run(["git", "-C", home / CHECKOUT, "remote", "remove", "origin"], "git remote remove")
     if user != "root":
-        run(["chroot", root, "chown", "-R", f"{user}:", f"/home/{user}"], "chown")
+        run(["chown", "-R", f"{USER_ID}:{USER_ID}", home], "chown")
     return mounts
 
 
