@@ -251,12 +251,16 @@ def furnish(root: Path) -> list[Path]:
     return sorted(path for path in local if not (root / str(path)[1:]).exists())
 
 
+def home(user: str) -> str:
+    """Where the user's files lie in the root."""
+    return "/root" if user == "root" else f"/home/{user}"
+
+
 def environment(user: str) -> dict[str, str]:
     """A plain environment, and what leads to the network."""
-    home = "/root" if user == "root" else f"/home/{user}"
     own = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": home,
+        "HOME": home(user),
         "USER": user,
         "LOGNAME": user,
         "LANG": "C.UTF-8",
@@ -283,16 +287,16 @@ def add_user(root: Path, user: str) -> None:
 def prepare(root: Path, user: str) -> list[Path]:
     """Network, user and checkout; returns the folders to mount."""
     mounts = furnish(root)
-    home = root / ("root" if user == "root" else f"home/{user}")
+    folder = root / home(user)[1:]
     if user != "root":
         add_user(root, user)
     run(
-        ["git", "clone", "--quiet", "--no-hardlinks", ROOT, home / CHECKOUT],
+        ["git", "clone", "--quiet", "--no-hardlinks", ROOT, folder / CHECKOUT],
         "the commit could not be cloned into the root",
     )
-    run(["git", "-C", home / CHECKOUT, "remote", "remove", "origin"], "git remote remove")
+    run(["git", "-C", folder / CHECKOUT, "remote", "remove", "origin"], "git remote remove")
     if user != "root":
-        run(["chown", "-R", f"{USER_ID}:{USER_ID}", home], "chown")
+        run(["chown", "-R", f"{USER_ID}:{USER_ID}", folder], "chown")
     return mounts
 
 
@@ -310,7 +314,7 @@ for path; do
 	mount --bind -o ro "$path" "$root$path"
 done
 # Without exec: this shell is the namespace's first process, and waits for those whose parents ended.
-chroot --userspec="$user" --groups= "$root" /bin/sh -c 'cd "$HOME/$0" && eval "$1"' "$checkout" "$command" || exit $?
+chroot --userspec="$user" --groups= "$root" /bin/sh -c 'cd "$0" && eval "$1"' "$checkout" "$command" || exit $?
 exit 0
 """
 
@@ -329,17 +333,21 @@ def die_with_parent() -> None:
 class Entry:
     """Commands in one root, their whole output in log files beside it."""
 
-    def __init__(self, root: Path, suite: str, mounts: list[Path], quiet: bool, limit_s: int) -> None:
-        self.root, self.suite, self.mounts, self.quiet, self.limit_s = root, suite, mounts, quiet, limit_s
+    def __init__(self, root: Path, checkout: str, mounts: list[Path], options: argparse.Namespace) -> None:
+        self.root, self.checkout, self.mounts = root, checkout, mounts
+        self.suite, self.quiet, self.limit_s = options.suite, options.quiet, options.limit_s
+        self.count = 0
 
     def command(self, words: str, user: str) -> dict:
         """Run one command; {"command", "user", "status", "seconds", "last_line", "log"}, status None: too long."""
-        log = FOLDER / f"{self.suite}-{user}-{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')[:40]}.log"
+        self.count += 1
+        name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40]
+        log = FOLDER / f"{self.suite}-{user}-{self.count}-{name}.log"
         say(f"== {self.suite}, {user}: {words}")
         began = time.monotonic()
         with log.open("w") as file:
             process = subprocess.Popen(
-                [*NAMESPACES, "sh", "-c", ENTER, "sh", self.root, user, CHECKOUT, words, *self.mounts],
+                [*NAMESPACES, "sh", "-c", ENTER, "sh", self.root, user, self.checkout, words, *self.mounts],
                 env=environment(user),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -462,7 +470,7 @@ def elsewhere(options: argparse.Namespace) -> dict:
     steps = []
     with root_for_one_use(base, options.suite, options.keep) as root:
         mounts = prepare(root, options.user)
-        entry = Entry(root, options.suite, mounts, options.quiet, options.limit_s)
+        entry = Entry(root, f"{home(options.user)}/{CHECKOUT}", mounts, options)
         for step in go_through(entry, options.commands, options.user):
             steps.append(step)
     say("".join(f"{step['seconds']:7.0f} s  {step['command']}: {ending(step['status'])}\n" for step in steps))
