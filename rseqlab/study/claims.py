@@ -120,6 +120,9 @@ class Judged:
             "low": effect and effect.low,
             "high": effect and effect.high,
             "samples": effect and effect.samples,
+            "processes": effect and effect.processes,
+            "builds": effect and effect.builds,
+            "widened": effect and effect.widened,
             "addresses": self.addresses,
             **self.reading.document(),
         }

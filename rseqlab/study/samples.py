@@ -7,6 +7,7 @@ import pandas as pd
 
 from rseqlab.lab import stats
 from rseqlab.lab.stats import Interval
+from rseqlab.options.costs import CONTROLS
 from rseqlab.study.levels import levels, origins
 from rseqlab.study.reading import plain
 from rseqlab.study.run import NotMeasured, StudyRun
@@ -38,11 +39,11 @@ MEASURES = {
         "access",
         "order",
         "ns_per_read",
-        ("offset-size offset-kept at-start none again", "offset-size offset-kept at-start none"),
+        CONTROLS["option-access-cost"],
         empty="nothing",
     ),
-    "registration-cost": Measure("way", "turn", "ns_per_turn", ("nothing-more-again", "nothing-more")),
-    "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", ("none-none-again", "none-none")),
+    "registration-cost": Measure("way", "turn", "ns_per_turn", CONTROLS["registration-cost"]),
+    "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", CONTROLS["context-switch-cost"]),
     "percpu-ops": Measure(
         "technique",
         "threads",
