@@ -20,6 +20,8 @@ from rseqlab.lab.stats import Interval, spread_percent
 VERDICTS = HOLDS, FAILS, INCONCLUSIVE, NOT_MEASURED = "holds", "fails", "inconclusive", "not measured"
 ABOVE, BELOW, NEITHER, NO_VERDICT = "above", "below", "no difference shown", "no verdict"
 """Which side of no difference the whole interval lies on."""
+SAME = "the same"
+"""Neither, and the whole interval lies within what is no reason to act."""
 
 MIN_BUILDS = 8
 """Of 8 units the signed-rank interval is the first that one odd unit does not stretch from end to end."""
@@ -103,6 +105,13 @@ def side(effect: Interval, control: Interval | None, needs: Needs = TIMED) -> Ju
     if lacks:
         return Judgement(NO_VERDICT, wide, lacks)
     return Judgement(ABOVE if wide.low > 1 else BELOW if wide.high < 1 else NEITHER, wide)
+
+
+def change(effect: Interval, control: Interval | None, same_within: float) -> Judgement:
+    """As :func:`side`, of something now against before; ``the same`` where the interval is within 1/factor and factor."""
+    found, same = side(effect, control), Allowed.within(same_within)
+    within = same.low <= found.effect.low and found.effect.high <= same.high
+    return replace(found, verdict=SAME) if found.verdict == NEITHER and within else found
 
 
 def counted(low: float, high: float, allowed: Allowed) -> str:
