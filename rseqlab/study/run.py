@@ -77,6 +77,22 @@ class NotMeasured(LabError):
         return f"<p class='rl-claim'><span class='rl-verdict rl-not-measured'>not measured</span> {html.escape(super().__str__())}</p>"
 
 
+class _ShownTables(Mapping[str, list[dict]]):
+    """Each shown experiment's rows, which its bundle reads when they are first asked for."""
+
+    def __init__(self, bundles: Mapping[str, Bundle]):
+        self._bundles = bundles
+
+    def __getitem__(self, name: str) -> list[dict]:
+        return self._bundles[name].tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bundles)
+
+    def __len__(self) -> int:
+        return len(self._bundles)
+
+
 class Composed:
     """The shown rows of several runs, where one bundle is asked for. ``directory`` and the machine are the first's."""
 
@@ -90,11 +106,13 @@ class Composed:
             if name in selection.shown
         }
         self.run = dict(first.run) | {"experiments": records}
-        self.tables = {
-            name: bundles[run.folder].tables[name]
-            for name, run in selection.shown.items()
-            if name in bundles[run.folder].tables
-        }
+        self.tables = _ShownTables(
+            {
+                name: bundles[run.folder]
+                for name, run in selection.shown.items()
+                if name in bundles[run.folder].tables
+            }
+        )
         lines = (
             f"{name} {bundles[run.folder].digest}\n" for name, run in sorted(selection.shown.items(), key=str)
         )
