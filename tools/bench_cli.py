@@ -65,7 +65,9 @@ def readelf_seconds() -> float:
     started = time.perf_counter()
     for path in sorted(LIBRARIES.glob("*.so*")):
         if path.is_file() and not path.is_symlink():
-            subprocess.run(["readelf", "-Ws", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(
+                ["readelf", "-Ws", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
     return time.perf_counter() - started
 
 
