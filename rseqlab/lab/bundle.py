@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,10 @@ VERSION = 2
 """Of run.json and machine.json as they are written. Version 1 is read too: lab/older.py says what it lacks."""
 SUMS = "SHA256SUMS"
 LONGEST_CELL = 20_000
+
+
+class OldRows(BundleError):
+    """A run of an older schema version has a table that this version has no use for: its columns meant other things."""
 
 
 @cache
@@ -262,9 +267,13 @@ class Bundle:
         return self.read()
 
     def read(self) -> "Bundle":
-        """Read and check every table that is there now; returns the bundle. Raises BundleError."""
+        """Read and check every table that is there now; returns the bundle. Raises BundleError.
+
+        A table of an older schema version that cannot be read any more stays unread.
+        """
         for name in self.tables:
-            _ = self.tables[name]
+            with suppress(OldRows):
+                _ = self.tables[name]
         return self
 
     def _checked(self, name: str) -> bytes:
@@ -307,6 +316,9 @@ class _Tables(Mapping[str, list[dict]]):
                 raise KeyError(name)
             self._read[name] = self._bundle._table(self._catalogue[name])
         return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -394,7 +406,7 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lackin
         if header != names:
             missing = [name for name in names if name not in header]
             wrong = f"columns missing: {missing}" if missing else f"its columns are {header}, not {names}"
-            raise BundleError(f"{path}: {wrong}")
+            raise (OldRows if lacking else BundleError)(f"{path}: {wrong}")
         # By column, what its cells mean that were checked already: most words and many numbers come again.
         known: list[dict[str, object]] = [{} for _ in columns]
         for number, cells in enumerate(reader, 1):

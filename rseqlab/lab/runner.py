@@ -18,7 +18,6 @@ from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import Experiment, Part, measure_part
 from rseqlab.lab.stale import code_digest, stale
 from rseqlab.paths import CHECKOUT
-from rseqlab.paths import project_root as project_root  # where others look for it too
 
 Progress = Callable[[str, int, int], None]
 """Called with the experiment's name, its rows so far and its expected rows."""

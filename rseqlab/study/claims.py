@@ -15,11 +15,11 @@ import pandas as pd
 from rseqlab import abi
 from rseqlab.errors import UsageError
 from rseqlab.lab import stats, verdict
-from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.lab.verdict import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, VERDICTS, Allowed, Judgement
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import WORKS, Cell
+from rseqlab.paths import project_root
 from rseqlab.study import citations, kernel_counts, rates
 from rseqlab.study.levels import LEVELS, levels
 from rseqlab.study.matrix import matrix_of

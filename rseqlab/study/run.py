@@ -16,8 +16,9 @@ from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import runner
 from rseqlab.lab.archive import bundles_in
-from rseqlab.lab.bundle import Bundle, digest
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.bundle import Bundle, OldRows, digest
+from rseqlab.lab.runner import runs_folder
+from rseqlab.paths import project_root
 from rseqlab.study.selection import (
     FRONT,
     LOCAL,
@@ -85,6 +86,9 @@ class _ShownTables(Mapping[str, list[dict]]):
 
     def __getitem__(self, name: str) -> list[dict]:
         return self._bundles[name].tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bundles
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._bundles)
@@ -165,7 +169,14 @@ class StudyRun:
             )
         if name not in self._frames:
             columns = [column.name for column in catalogue()[name].all_columns()]
-            self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
+            try:
+                rows = self.bundle.tables[name]
+            except OldRows:
+                raise NotMeasured(
+                    f"{name}: the rows of run {self.id} were measured by an older release, in which this experiment "
+                    f"asked something else; measure it with: {measures([name])}"
+                ) from None
+            self._frames[name] = pd.DataFrame(rows, columns=columns)
         return self._frames[name]
 
     def _why_not(self, name: str) -> str:

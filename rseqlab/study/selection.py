@@ -14,8 +14,9 @@ from rseqlab.lab import runner
 from rseqlab.lab.archive import bundles_in, name_at
 from rseqlab.lab.bundle import Bundle, BundleError, read_run
 from rseqlab.lab.experiment import GROUPS, REGISTRATION
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.runner import runs_folder
 from rseqlab.lab.stale import code_digest
+from rseqlab.paths import project_root
 
 LOCAL, REFERENCE = "local run", "shipped reference run"
 

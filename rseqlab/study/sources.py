@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rseqlab import abi
 from rseqlab.errors import LabError
-from rseqlab.lab.runner import project_root
+from rseqlab.paths import project_root
 
 ROLES = {
     "uses": "reads the area or runs sections",
