@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,13 @@ VERSION = 2
 """Of run.json and machine.json as they are written. Version 1 is read too: lab/older.py says what it lacks."""
 SUMS = "SHA256SUMS"
 LONGEST_CELL = 20_000
+
+
+class OldTable(BundleError):
+    """A table of a run that an earlier rseqlab measured does not fit its experiment any more."""
+
+    def __init__(self, experiment: str, why: str):
+        super().__init__(f"{experiment} was measured by an earlier rseqlab ({why}); measure it again")
 
 
 @cache
@@ -191,7 +199,8 @@ class Bundle:
     """A finished run. What it says of itself is checked as it is opened, each table as it is first read.
 
     ``directory`` is where it lies: a directory, or the file of a packed run. ``tables`` has each experiment's rows by
-    its name. :meth:`check` checks everything now.
+    its name; of a run of an earlier schema, one may not fit its experiment any more (OldTable). :meth:`check` checks
+    everything now.
     """
 
     def __init__(self, directory: Path, catalogue: Mapping[str, Experiment]):
@@ -228,11 +237,15 @@ class Bundle:
         return sum(record["rows"] for record in self.run["experiments"].values())
 
     def check(self) -> "Bundle":
-        """Check every file and every row of every table now; returns the bundle. Raises BundleError."""
+        """Check every file and every row of every table now; returns the bundle. Raises BundleError.
+
+        Of a table that does not fit its experiment any more, the checksum is what can be checked.
+        """
         for name in self._sums:
             self._checked(name)
         for name in self.tables:
-            _ = self.tables[name]
+            with suppress(OldTable):
+                _ = self.tables[name]
         return self
 
     def _checked(self, name: str) -> bytes:
@@ -251,8 +264,8 @@ class Bundle:
         name = experiment.name
         text = _decoded(self._checked(f"{name}.csv"), self.directory / f"{name}.csv")
         record = self.run["experiments"][name]
-        lacking = self.run["version"] < VERSION
-        return list(_rows(text, self.directory / f"{name}.csv", experiment, record, lacking))
+        old = self.run["version"] < VERSION
+        return list(_rows(text, self.directory / f"{name}.csv", experiment, record, old))
 
 
 class _Tables(Mapping[str, list[dict]]):
@@ -339,8 +352,8 @@ def _sums(files: Files) -> dict[str, str]:
     return listed
 
 
-def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lacking: bool) -> Iterator[dict]:
-    """The rows of a table. With ``lacking``, columns that may be null need not be there: they are null then."""
+def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, old: bool) -> Iterator[dict]:
+    """The rows of a table. In one of an earlier schema, columns that may be null need not be there: they are null."""
     columns = experiment.all_columns()
     names = [column.name for column in columns]
     seen = set()
@@ -349,13 +362,15 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lackin
     absent: dict[str, object] = {}
     try:
         header = next(reader, [])
-        if lacking:
+        if old:
             absent = {one.name: None for one in columns if one.nullable and one.name not in header}
             columns = tuple(one for one in columns if one.name not in absent)
             names = [column.name for column in columns]
         if header != names:
             missing = [name for name in names if name not in header]
             wrong = f"columns missing: {missing}" if missing else f"its columns are {header}, not {names}"
+            if old:
+                raise OldTable(experiment.name, "with other columns than it has now")
             raise BundleError(f"{path}: {wrong}")
         # By column, what its cells mean that were checked already: most words and many numbers come again.
         known: list[dict[str, object]] = [{} for _ in columns]
@@ -366,6 +381,8 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lackin
             row = dict(absent)
             for column, checked, cell in zip(columns, known, cells, strict=True):
                 if cell not in checked:
+                    if old and column.choices and cell and cell not in column.choices:
+                        raise OldTable(experiment.name, f"with {column.name} {ascii(cell)[:40]}")
                     value = _value(column, cell, where)
                     if column.kind == "float":  # hardly one comes twice
                         row[column.name] = value

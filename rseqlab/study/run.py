@@ -14,7 +14,7 @@ from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.host import cpu_title
 from rseqlab.lab.archive import bundles_in, name_at
-from rseqlab.lab.bundle import Bundle, BundleError, digest, read_run
+from rseqlab.lab.bundle import Bundle, BundleError, OldTable, digest, read_run
 from rseqlab.lab.experiment import GROUPS, REGISTRATION
 from rseqlab.lab.runner import project_root, runs_folder
 
@@ -83,7 +83,11 @@ class StudyRun:
             )
         if name not in self._frames:
             columns = [column.name for column in catalogue()[name].all_columns()]
-            self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
+            try:
+                rows = self.bundle.tables[name]
+            except OldTable as error:
+                raise NotMeasured(f"{error}.") from None
+            self._frames[name] = pd.DataFrame(rows, columns=columns)
         return self._frames[name]
 
     def __getitem__(self, name: str) -> pd.DataFrame:
