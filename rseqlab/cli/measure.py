@@ -280,3 +280,6 @@ def bench(
             numbers = (f"{row[name]:.3f}" for name in ("before_ns", "now_ns", "ratio"))
             table.add_row(name, whose, *numbers, f"{row['low']:.3f} to {row['high']:.3f}", row["verdict"])
         Console(width=max(out.width, 116)).print(table)  # a cut name would not say which operation it is
+        rows = document["comparison"]["rows"]
+        for lacks in dict.fromkeys(row["lacks"] for row in rows if row["lacks"]):
+            out.print(f"No verdict: {escape(lacks)}.", highlight=False, soft_wrap=True)

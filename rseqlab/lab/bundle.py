@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -27,11 +27,8 @@ SUMS = "SHA256SUMS"
 LONGEST_CELL = 20_000
 
 
-class OldTable(BundleError):
-    """A table of a run that an earlier rseqlab measured does not fit its experiment any more."""
-
-    def __init__(self, experiment: str, why: str):
-        super().__init__(f"{experiment} was measured by an earlier rseqlab ({why}); measure it again")
+class OldRows(BundleError):
+    """A run of an older schema version has a table that this version has no use for: its columns meant other things."""
 
 
 @cache
@@ -199,32 +196,59 @@ class Bundle:
     """A finished run. What it says of itself is checked as it is opened, each table as it is first read.
 
     ``directory`` is where it lies: a directory, or the file of a packed run. ``tables`` has each experiment's rows by
-    its name; of a run of an earlier schema, one may not fit its experiment any more (OldTable). :meth:`check` checks
-    everything now.
+    its name. :meth:`check` checks everything now.
+
+    With ``only``, the tables of these experiments and no others are there, and those that lie in a directory have their
+    checksums checked at once. With ``unfinished``, a run that did not end is opened as far as its experiments did; it
+    has no checksums yet.
     """
 
-    def __init__(self, directory: Path, catalogue: Mapping[str, Experiment]):
+    def __init__(
+        self,
+        directory: Path,
+        catalogue: Mapping[str, Experiment],
+        only: Collection[str] | None = None,
+        unfinished: bool = False,
+    ):
         self.directory = directory
         self.files = files_of(directory)
         self.run = _run(self.files)
-        if self.run["ended"] is None:
+        self.sealed = self.run["ended"] is not None
+        if not self.sealed and not unfinished:
             raise BundleError(
                 f"{directory}: this run is not finished; go on with: rseqlab run --resume --out {directory}"
             )
-        self._sums = _sums(self.files)
-        for name in ("run.json", "machine.json"):
-            self._checked(name)
+        self._sums = _sums(self.files) if self.sealed else {}
+        if self.sealed:
+            for name in ("run.json", "machine.json"):
+                self._checked(name)
         self.machine = older.machine(_read_json(self.files, "machine"))
         validate(self.machine, "machine", str(directory / "machine.json"))
-        self.digest = sha256(self.files.read(SUMS))
+        self.tables: Mapping[str, list[dict]] = _Tables(self, self._names(catalogue, only), catalogue)
+        if only is not None and isinstance(self.files, Folder):
+            for name in self.tables:
+                self._checked(f"{name}.csv")
+        self.digest = sha256(self.files.read(SUMS)) if self.sealed else self._digest_so_far()
+
+    def _names(self, catalogue: Mapping[str, Experiment], only: Collection[str] | None) -> list[str]:
+        """The experiments that have a table here. Raises BundleError for one that should have and has not."""
+        there, found = set(self._sums if self.sealed else self.files.names()), []
         for name, record in self.run["experiments"].items():
+            if only is not None and name not in only:
+                continue
             if name not in catalogue:
-                raise BundleError(f"{directory / 'run.json'}: {name} is not an experiment of this rseqlab")
-            if f"{name}.csv" not in self._sums and record["rows"]:
                 raise BundleError(
-                    f"{directory / name}.csv: missing, but run.json counts {record['rows']} rows"
+                    f"{self.directory / 'run.json'}: {name} is not an experiment of this rseqlab"
                 )
-        self.tables: Mapping[str, list[dict]] = _Tables(self, catalogue)
+            if not self.sealed and record["status"] is None:
+                continue  # it is being measured, or was cut short
+            if f"{name}.csv" in there:
+                found.append(name)
+            elif record["rows"]:
+                raise BundleError(
+                    f"{self.directory / name}.csv: missing, but run.json counts {record['rows']} rows"
+                )
+        return found
 
     @property
     def name(self) -> str:
@@ -237,20 +261,26 @@ class Bundle:
         return sum(record["rows"] for record in self.run["experiments"].values())
 
     def check(self) -> "Bundle":
-        """Check every file and every row of every table now; returns the bundle. Raises BundleError.
-
-        Of a table that does not fit its experiment any more, the checksum is what can be checked.
-        """
+        """Check every file and every row of every table now; returns the bundle. Raises BundleError."""
         for name in self._sums:
             self._checked(name)
+        return self.read()
+
+    def read(self) -> "Bundle":
+        """Read and check every table that is there now; returns the bundle. Raises BundleError.
+
+        A table of an older schema version that cannot be read any more stays unread.
+        """
         for name in self.tables:
-            with suppress(OldTable):
+            with suppress(OldRows):
                 _ = self.tables[name]
         return self
 
     def _checked(self, name: str) -> bytes:
-        """A file's content, which is what SHA256SUMS says."""
+        """A file's content, which is what SHA256SUMS says; a run that is not finished has none to compare with."""
         data = self.files.read(name)
+        if not self.sealed:
+            return data
         found, told = sha256(data), self._sums.get(name)
         if told is None:
             raise BundleError(f"{self.directory / name}: not listed in {SUMS}")
@@ -260,20 +290,24 @@ class Bundle:
             )
         return data
 
+    def _digest_so_far(self) -> str:
+        """Names what a run that did not end holds of the experiments that are there."""
+        names = ("machine.json", *(f"{name}.csv" for name in sorted(self.tables)))
+        return sha256("".join(f"{sha256(self.files.read(name))}  {name}\n" for name in names).encode())
+
     def _table(self, experiment: Experiment) -> list[dict]:
         name = experiment.name
         text = _decoded(self._checked(f"{name}.csv"), self.directory / f"{name}.csv")
         record = self.run["experiments"][name]
-        old = self.run["version"] < VERSION
-        return list(_rows(text, self.directory / f"{name}.csv", experiment, record, old))
+        lacking = self.run["version"] < VERSION
+        return list(_rows(text, self.directory / f"{name}.csv", experiment, record, lacking))
 
 
 class _Tables(Mapping[str, list[dict]]):
     """The tables of a bundle; each is read, checked and kept when it is first asked for."""
 
-    def __init__(self, bundle: Bundle, catalogue: Mapping[str, Experiment]):
-        self._bundle, self._catalogue = bundle, catalogue
-        self._names = [name for name in bundle.run["experiments"] if f"{name}.csv" in bundle._sums]
+    def __init__(self, bundle: Bundle, names: list[str], catalogue: Mapping[str, Experiment]):
+        self._bundle, self._names, self._catalogue = bundle, names, catalogue
         self._read: dict[str, list[dict]] = {}
 
     def __getitem__(self, name: str) -> list[dict]:
@@ -282,6 +316,9 @@ class _Tables(Mapping[str, list[dict]]):
                 raise KeyError(name)
             self._read[name] = self._bundle._table(self._catalogue[name])
         return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -352,8 +389,9 @@ def _sums(files: Files) -> dict[str, str]:
     return listed
 
 
-def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, old: bool) -> Iterator[dict]:
-    """The rows of a table. In one of an earlier schema, columns that may be null need not be there: they are null."""
+def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lacking: bool) -> Iterator[dict]:
+    """The rows of a table. With ``lacking``, one of an older schema: a column that may be null need not be there, and is
+    null then; raises OldRows where the table does not fit its experiment any more."""
     columns = experiment.all_columns()
     names = [column.name for column in columns]
     seen = set()
@@ -362,16 +400,14 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, old: b
     absent: dict[str, object] = {}
     try:
         header = next(reader, [])
-        if old:
+        if lacking:
             absent = {one.name: None for one in columns if one.nullable and one.name not in header}
             columns = tuple(one for one in columns if one.name not in absent)
             names = [column.name for column in columns]
         if header != names:
             missing = [name for name in names if name not in header]
             wrong = f"columns missing: {missing}" if missing else f"its columns are {header}, not {names}"
-            if old:
-                raise OldTable(experiment.name, "with other columns than it has now")
-            raise BundleError(f"{path}: {wrong}")
+            raise (OldRows if lacking else BundleError)(f"{path}: {wrong}")
         # By column, what its cells mean that were checked already: most words and many numbers come again.
         known: list[dict[str, object]] = [{} for _ in columns]
         for number, cells in enumerate(reader, 1):
@@ -381,8 +417,10 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, old: b
             row = dict(absent)
             for column, checked, cell in zip(columns, known, cells, strict=True):
                 if cell not in checked:
-                    if old and column.choices and cell and cell not in column.choices:
-                        raise OldTable(experiment.name, f"with {column.name} {ascii(cell)[:40]}")
+                    if lacking and column.choices and cell and cell not in column.choices:
+                        raise OldRows(
+                            f"{where}: {column.name} is {ascii(cell)[:40]}, which it no longer can be"
+                        )
                     value = _value(column, cell, where)
                     if column.kind == "float":  # hardly one comes twice
                         row[column.name] = value

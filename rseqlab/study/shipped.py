@@ -15,7 +15,7 @@ from rseqlab.study.answer import answers
 from rseqlab.study.claims import judge
 from rseqlab.study.compare import Comparison, open_runs
 from rseqlab.study.figures import Figure
-from rseqlab.study.run import StudyRun, open_run, reference_runs
+from rseqlab.study.run import SHIPPED, StudyRun, open_run, reference_runs
 
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=<!-- /answer -->)", re.S)
 """Where the answer stands in the README."""
@@ -25,7 +25,7 @@ def answer_lines(run: StudyRun) -> str:
     """The five answers as Markdown, and on what run."""
     facts = run.machine()
     lines = [
-        f"*{facts['CPU']}, Linux {facts['kernel']}, {facts['libc']}, digest `{run.bundle.digest[:12]}`:*",
+        f"*{facts['CPU']}, Linux {facts['kernel']}, {facts['libc']}, digest `{run.runs[0].digest[:12]}`:*",
         *(
             f"- **{one.question}** {one.sentence} (`{one.command}`; [{one.notebook}](notebooks/{one.notebook}.ipynb))"
             for one in answers(run)
@@ -106,7 +106,7 @@ def as_image(figure: Figure) -> str:
 def main(root: Path) -> None:
     """Write the README's answer, both figures and the list of machines below ``root``."""
     folders = [path for group in ("machine", "kernels", "workloads") for path in reference_runs(group)]
-    run = open_run(reference_runs()[-1])
+    run = open_run(SHIPPED)
     reference = root / "data" / "reference"
     (reference / "headline.svg").write_text(as_image(figures.counter(run)))
     (reference / "matrix.svg").write_text(as_image(option_figures.options_matrix(run)))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rseqlab.errors import LabError
 from rseqlab.lab import compile, counted
-from rseqlab.lab.runner import PACKAGE, project_root
+from rseqlab.paths import PACKAGE, project_root
 from rseqlab.vm import boot, cache, crossbuild, image, packages
 from rseqlab.vm.image import Link
 from rseqlab.vm.packages import Progress, quiet
