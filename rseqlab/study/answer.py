@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study import kernels, usage, workloads
+from rseqlab.study import kernels, redefinition, usage, workloads
 from rseqlab.study.claims import (
     FAILS,
     HOLDS,
@@ -147,7 +147,7 @@ def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
     return sentence, "timed on this machine, instructions counted under an emulator"
 
 
-@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04")
+@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04", "O09", "O10")
 def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     """What was adopted, against a symbol that grew, on every criterion that is no cost."""
     read, matrix = _finding(run, "L43"), matrix_of(run)
@@ -161,7 +161,7 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     sentence = (
         f"A read takes {_times(read)} a grown symbol's time; of {len(SURVIVE)} things to survive it survives "
         f"{survived['offset-size']} and fails {silent['offset-size']} without a word, the grown symbol "
-        f"{survived['grow-symbol']} and {silent['grow-symbol']}."
+        f"{survived['grow-symbol']} and {silent['grow-symbol']}. {redefinition.in_short(run)}"
     )
     return sentence, "timed on this machine; executed scenes"
 
