@@ -13,6 +13,7 @@ import time
 
 import pytest
 from conftest import PATIENCE, require_or_skip
+from processes import stopped_when
 
 from rseqlab import native
 from rseqlab.errors import LabError
@@ -335,11 +336,12 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_what_runs_elsewhere(client, wor
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until(
+    with stopped_when(
+        process,
         lambda: any(path.read_bytes().count(b"\n") > 60 for path in folder.glob(f"*/{NAME}.csv")),
         "rows are here while the part is measured",
-    )
-    process.send_signal(signal.SIGINT)
+    ):
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60 * PATIENCE)
     assert process.returncode == 130, err
     assert json.loads(out)["kind"] == "interrupted" and "--resume" in err

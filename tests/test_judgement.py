@@ -14,12 +14,12 @@ from rseqlab.lab.timing import ROUND_TO, Variant, calibrate, interleaved
 from rseqlab.study import citations, claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
 from rseqlab.study.reading import MOST_ROWS, WatchedRun
-from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import CHOSEN, SHIPPED, NotMeasured, StudyRun, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
 def run():
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 def steady(ns_per_iteration):

@@ -20,7 +20,7 @@ from rseqlab.options.parties import Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import FUTURE_256, ORIGINAL, SCHEME, SCHEMES, SLICE, SPARE_USED
 from rseqlab.study.matrix import Matrix
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run
 
 STRONG = ('-DDEFINES="globl"',)
 LIBRARY = Consumer("one", ORIGINAL)
@@ -231,7 +231,7 @@ def test_every_criterion_names_an_experiment_that_serves_it():
 def test_a_page_needs_no_table_and_the_reader_may_play_a_scene():
     from rseqlab.study import option_figures, options, playground
 
-    reference = open_run(reference_runs()[-1])
+    reference = open_run(SHIPPED)
     for shown in (option_figures.options_matrix(reference), options.section(reference, "private")):
         assert shown._repr_html_()
     played = playground.play(option="grow-symbol")

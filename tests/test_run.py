@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from processes import stopped_when
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
@@ -23,11 +24,13 @@ def lab(*arguments, **options) -> subprocess.CompletedProcess:
     )
 
 
-def wait_for_rows(table, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while not (table.exists() and table.read_bytes().count(b"\n") > count):
-        assert time.monotonic() < deadline, f"{table} has no {count} rows after a minute"
-        time.sleep(0.02)
+def stopped_with_rows(process: subprocess.Popen, table, count: int):
+    """The run, stopped while it has more than so many rows and is not at its end."""
+    return stopped_when(
+        process,
+        lambda: table.exists() and table.read_bytes().count(b"\n") > count,
+        f"{table} has {count} rows",
+    )
 
 
 RUN = ("abort-cost", "percpu-counter", "registration-rules")
@@ -98,9 +101,9 @@ def test_kill_minus_nine_loses_nothing_that_was_measured(name, tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "run", name, "--out", str(folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    wait_for_rows(table, 150)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with stopped_with_rows(process, table, 150):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     measured = table.read_bytes()
     unfinished = lab("bundle", "verify", folder)
     assert unfinished.returncode == 1 and "not finished" in unfinished.stderr
@@ -121,8 +124,8 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_rows(folder / "registration-rules.csv", 50)
-    process.send_signal(signal.SIGINT)
+    with stopped_with_rows(process, folder / "registration-rules.csv", 50):
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "--resume" in err and "Traceback" not in err
     assert json.loads(out)["kind"] == "interrupted"
@@ -137,8 +140,8 @@ def test_two_sessions_do_not_write_into_one_bundle(tmp_path):
         [*COMMAND, "run", "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for_rows(folder / "cpu-id-read.csv", 5)
-        second = lab("run", "--out", folder, "--resume")
+        with stopped_with_rows(first, folder / "cpu-id-read.csv", 5):
+            second = lab("run", "--out", folder, "--resume")
         assert second.returncode == 1 and "Another rseqlab" in second.stderr
     finally:
         first.kill()

@@ -56,12 +56,12 @@ def report(
                 "written": anew,
                 "run_id": found.id,
                 "origin": found.origin,
-                "digest": found.bundle.digest,
+                "digest": found.digest,
+                "runs": found.documents(),
             }
         )
         return
-    if found.note:
-        err.print(escape(found.note), highlight=False, soft_wrap=True)
+    _say_notes(found)
     state = "written" if anew else "up to date"
     out.print(
         f"{escape(str(path))}: {state}, from {found.origin} {found.id}", highlight=False, soft_wrap=True
@@ -101,13 +101,15 @@ def claims(
                 "version": 1,
                 "run_id": found.id,
                 "origin": found.origin,
-                "digest": found.bundle.digest,
+                "digest": found.digest,
+                "runs": found.documents(),
                 "totals": totals.counts,
                 "claims": [one.document() for one in shown],
             }
         )
         return
     err.print(escape(repr(found)), highlight=False, soft_wrap=True)
+    _say_notes(found)
     table = Table("id", "verdict", "claim", "on this run", Column("source", overflow="fold"))
     for one in shown:
         table.add_row(
@@ -211,7 +213,12 @@ def evidence(
     if file is not None:
         write_text(file, text)
     if as_json:
-        document = {"path": str(file) if file else None, "text": text, "run_id": found.id}
+        document = {
+            "path": str(file) if file else None,
+            "text": text,
+            "run_id": found.id,
+            "runs": found.documents(),
+        }
         print_json({"schema": "rseqlab/evidence", "version": 1, **document, "digest": found.digest})
     elif file is not None:
         out.print(
@@ -219,6 +226,14 @@ def evidence(
         )
     else:
         print(text, end="")
+
+
+def _say_notes(found) -> None:
+    """What was passed over, and what is missing here: a line each, beside the answer."""
+    from rseqlab.study.missing import footnote
+
+    for line in filter(None, [*found.notes, footnote(found).line]):
+        err.print(escape(line), highlight=False, soft_wrap=True)
 
 
 def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:

@@ -130,9 +130,7 @@ def _said(command: list[str], source: str) -> str:
     except subprocess.TimeoutExpired:
         raise ModelError(f"{command[0]} still ran after {TIMEOUT_S} s") from None
     if result.returncode:
-        raise ModelError(
-            f"{' '.join(command)} ended with {result.returncode}: {result.stderr.strip()[:500]}"
-        )
+        raise ModelError(f"{' '.join(command)} ended with {result.returncode}: {result.stderr.strip()[:500]}")
     return result.stdout
 
 
@@ -154,8 +152,6 @@ def _regions(arch: str, model: str, turns: list[list[str]], *options: str) -> li
     lines: list[str] = []
     for number, turn in enumerate(turns):
         lines += [f"# LLVM-MCA-BEGIN {number}", *turn, f"# LLVM-MCA-END {number}"]
-    said = _said(
-        _command(arch, model, "--json", f"--iterations={TURNS}", *options), "\n".join(lines) + "\n"
-    )
+    said = _said(_command(arch, model, "--json", f"--iterations={TURNS}", *options), "\n".join(lines) + "\n")
     found = {region["Name"]: region for region in json.loads(said)["CodeRegions"]}
     return [found[str(number)] for number in range(len(turns))]

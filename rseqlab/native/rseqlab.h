@@ -66,6 +66,9 @@ _Static_assert(sizeof(struct rl_configuration) == 24, "ABI");
 
 const char *rl_arch(void);		/* "x86_64", "aarch64" or "unsupported" */
 const char *rl_compiler(void);		/* what built this, for the record */
+const char *rl_compile_flags(void);	/* and with which flags that matter to the code */
+/* registers is {eax, ebx, ecx, edx}; 0 where the processor has no such leaf, or no such instruction */
+int rl_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint32_t rl_signature(void);		/* expected before every abort handler; 0 where unsupported */
 
 /* ---- registration (rseq.c), for the calling thread ---- */
@@ -121,8 +124,9 @@ int rl_leave(struct rl_thread *thread);
 /* ---- reading the CPU number (cpu_id.c) ---- */
 
 enum rl_reader {
-	RL_READ_NOTHING,		/* the loop itself */
+	RL_READ_NOTHING,		/* the same loop with a move between registers for the read, of offset_bytes */
 	RL_READ_FIELD,			/* offset from a variable in which the library keeps it, then the field */
+	RL_READ_FIELD_AGAIN,		/* the same source once more, at another place */
 	RL_READ_FIELD_EXPORTED,		/* offset from libc's __rseq_offset, by way of the GOT, then the field */
 	RL_READ_FIELD_HOISTED,		/* offset already in a register */
 	RL_READ_SCHED_GETCPU,		/* libc */
@@ -139,7 +143,8 @@ enum rl_order {
 };
 
 /*
- * Reads `iterations` times (a multiple of 4); *sum is the sum of the values, so that a pinned caller can check the work.
+ * Reads `iterations` times (a multiple of 4); *sum is the sum of the values modulo 2^32, so that a pinned caller can
+ * check the work.
  * Returns elapsed nanoseconds, or -errno (-ENOENT: no vDSO getcpu, or no __rseq_offset; -EINVAL: no such reader, order or
  * count, or RL_READ_SCHED_GETCPU with RL_DEPENDENT: it takes no argument to depend on).
  */
@@ -401,6 +406,7 @@ enum rl_event {
 	RL_EVENT_COMMIT,		/* none: a section that commits */
 	RL_EVENT_OTHER_INDEX,		/* a section that finds another index and gives up by itself */
 	RL_EVENT_TRAP,			/* a signal, no section announced */
+	RL_EVENT_TRAP_AGAIN,		/* the same source once more, at another place */
 	RL_EVENT_TRAP_ANNOUNCED,	/* a signal outside of a section whose descriptor is still announced */
 	RL_EVENT_TRAP_INSIDE,		/* a signal inside a section, which the kernel aborts */
 	RL_EVENTS
@@ -437,8 +443,9 @@ struct rl_takeover_outcome {
 	uint64_t lost;			/* nodes that were not found afterwards, or twice; must be 0 */
 };
 
-/* Returns 0 or -errno. */
+/* Returns 0 or -errno. The second is the same source once more, at another place. */
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+int rl_takeover_run_again(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
 
 /* ---- words in bytes (find.c) ---- */
 
