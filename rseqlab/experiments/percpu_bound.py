@@ -83,7 +83,11 @@ def _refusal(arch: str, compiler: Compiler, peers: bool) -> str | None:
         return reason
     if not port_model.models(arch):
         return f"{port_model.version()} knows none of {', '.join(port_model.MODELS[arch])}."
-    return compile.attempt(lambda: program(arch, compiler, peers))[1]
+    if compile.attempt(lambda: program(arch, compiler, peers))[1] is None:
+        return None
+    if peers and compile.attempt(lambda: program(arch, compiler, False))[1] is None:
+        return f"{compiler.name} does not compile what was found of librseq for {arch}."
+    return f"{compiler.name} builds no static program for {arch} here: it lacks that architecture's C library."
 
 
 @cache

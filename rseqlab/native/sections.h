@@ -77,8 +77,12 @@ _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 
 #define RL_SECTION static inline __attribute__((always_inline)) enum rl_result
 
-/* gcc before 12.4 and 13.3 may lose a register that an asm goto writes, unless something stands behind (PR 113921). */
-#define RL_AFTER_OUTPUT() __asm__ volatile("")
+/*
+ * Stands behind a section and at its labels, and is nothing. Without it clang cannot tell the ways out apart, since the
+ * edges of an asm goto are not split: it puts the result into a register and tests it, four instructions on the fast
+ * path. And gcc before 12.4 and 13.3 may lose a register that an asm goto writes (PR 113921).
+ */
+#define RL_ARRIVE() __asm__ volatile("")
 
 /* What every section is given: where to announce itself, and the index that must still hold. */
 #define RL_GUARD(at)							\
@@ -100,8 +104,10 @@ RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
 		: RL_GUARD(at), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -121,10 +127,13 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -161,12 +170,14 @@ RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expec
 		RL_TAKE_HEAD(RL_ASM_FOLLOW_BY, "i");
 	else
 		RL_TAKE_HEAD(RL_ASM_FOLLOW, "r");
-	RL_AFTER_OUTPUT();
+	RL_ARRIVE();
 	*load = head;
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -186,8 +197,10 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 		: RL_GUARD(at), [offset_bytes] "r"(offset_bytes), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -209,10 +222,13 @@ RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -244,12 +260,14 @@ RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_
 		RL_TAKE_HEAD_OF_BOX(RL_ASM_FOLLOW_BY, "i");
 	else
 		RL_TAKE_HEAD_OF_BOX(RL_ASM_FOLLOW, "r");
-	RL_AFTER_OUTPUT();
+	RL_ARRIVE();
 	*load = head;
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -275,10 +293,13 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 		  [value2] RL_VALUE(value2), [value] RL_VALUE(value)				\
 		: RL_CLOBBERS									\
 		: aborted, differs);								\
+	RL_ARRIVE();										\
 	return RL_COMMITTED;									\
 differs:											\
+	RL_ARRIVE();										\
 	return RL_COMPARE_FAILED;								\
 aborted: RL_RARELY;										\
+	RL_ARRIVE();										\
 	return RL_ABORTED;									\
 }												\
 												\
@@ -303,10 +324,13 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
+	RL_ARRIVE();										\
 	return RL_COMMITTED;									\
 differs:											\
+	RL_ARRIVE();										\
 	return RL_COMPARE_FAILED;								\
 aborted: RL_RARELY;										\
+	RL_ARRIVE();										\
 	return RL_ABORTED;									\
 }
 
@@ -332,10 +356,13 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [expect2] RL_VALUE(expect2), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
 aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
