@@ -87,7 +87,9 @@ def _refusal(arch: str, compiler: Compiler, peers: bool) -> str | None:
         return None
     if peers and compile.attempt(lambda: program(arch, compiler, False))[1] is None:
         return f"{compiler.name} does not compile what was found of librseq for {arch}."
-    return f"{compiler.name} builds no static program for {arch} here: it lacks that architecture's C library."
+    return (
+        f"{compiler.name} builds no static program for {arch} here: it lacks that architecture's C library."
+    )
 
 
 @cache
