@@ -61,7 +61,7 @@ def test_json_fits_its_schema_and_text_goes_to_stdout_too(command):
         (["run", "--profile", "huge"], ["huge", "quick, full"]),
         (["run", "--bogus"], ["--bogus"]),
         (["nonsense"], ["nonsense"]),
-        (["bundle", "verify"], ["DIR"]),
+        (["bundle", "verify"], ["RUN"]),
     ],
 )
 def test_wrong_use_is_exit_2_and_lists_what_is_valid(command, words):
