@@ -18,7 +18,7 @@ from rseqlab.microarchitecture import cpu_title
 from rseqlab.software import SOFTWARE
 
 __all__ = ["ADDED", "ARCHITECTURES", "IDENTITY", "Unknown", "allowed_cpus", "arch", "cpu_title", "facts"]
-__all__ += ["parse_cpu_list", "possible_cpus", "possible_nodes", "steal_ticks", "user_folder"]
+__all__ += ["parse_cpu_list", "possible_cpus", "possible_nodes", "steal_ticks"]
 
 _FACTS = Facts()
 _fact = _FACTS.fact
@@ -47,15 +47,6 @@ IDENTITY = (
 
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 """The lab's spelling for what platforms call themselves."""
-
-
-def user_folder(variable: str, below_home: str) -> Path:
-    """The reader's own folder for this package: in what an XDG variable names, or in its usual place.
-
-    A relative path in the variable is not one, as the XDG base directory specification has it.
-    """
-    given = Path(os.environ.get(variable) or ".")
-    return (given if given.is_absolute() else Path.home() / below_home) / "rseqlab"
 
 
 def facts() -> tuple[dict[str, object], dict[str, str]]:

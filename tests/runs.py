@@ -1,8 +1,10 @@
 """Runs to be damaged, changed or cut: copies of shipped ones, as folders."""
 
+import csv
 import json
 from pathlib import Path
 
+from rseqlab.experiments import catalogue
 from rseqlab.lab import archive, bundle
 
 
@@ -21,5 +23,28 @@ def cut(run: Path, folder: Path, *names: str) -> Path:
     for path in folder.glob("*.csv"):
         if path.stem not in names:
             path.unlink()
+    bundle.seal(folder)
+    return folder
+
+
+def renewed(folder: Path) -> Path:
+    """A run of an earlier schema as one of the newest, which is held to the strictest rules; sealed anew.
+
+    Columns that it lacks are empty, and tables that do not fit their experiment any more are left out.
+    """
+    document = json.loads((folder / "run.json").read_text()) | {"version": bundle.VERSION}
+    for path in folder.glob("*.csv"):
+        columns = catalogue()[path.stem].all_columns()
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(not column.nullable and column.name not in rows[0] for column in columns):
+            path.unlink()
+            del document["experiments"][path.stem]
+        elif list(rows[0]) != [column.name for column in columns]:
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, [column.name for column in columns], "", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+    (folder / "run.json").write_text(json.dumps(document))
     bundle.seal(folder)
     return folder

@@ -10,7 +10,7 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
 from rseqlab.lab.bundle import Bundle, BundleError
 from rseqlab.lab.experiment import GROUPS
-from rseqlab.study.run import reference_runs
+from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, reference_runs
 
 TABLE = "cpu-id-read.csv"
 
@@ -18,7 +18,7 @@ TABLE = "cpu-id-read.csv"
 @pytest.fixture
 def folder(tmp_path):
     """A copy of a shipped run, to be damaged."""
-    return runs.copy_of(reference_runs()[-1], tmp_path / "run")
+    return runs.renewed(runs.copy_of(reference_runs()[-1], tmp_path / "run"))
 
 
 def edit(folder, name, change, seal=True):
@@ -83,7 +83,6 @@ def test_a_bad_cell_is_refused_by_row(folder, column, value, words):
 
 def test_a_missing_column(folder):
     edit(folder, TABLE, lambda text: "\n".join(line.rsplit(",", 1)[0] for line in text.split("\n")))
-    edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": bundle.VERSION}))
     refused(folder, TABLE, "columns missing", "reason")
 
 
@@ -92,6 +91,24 @@ def test_a_missing_column_is_null_in_a_run_of_an_older_schema(folder):
     edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": 1}))
     rows = Bundle(folder, catalogue()).tables["cpu-id-read"]
     assert rows and all(row["reason"] is None for row in rows)
+
+
+def test_a_table_of_an_older_schema_that_does_not_fit_any_more_is_not_measured(folder):
+    """Such a table costs itself and no more: the run is sound, and its other tables are read."""
+    for change in (
+        lambda text: text.replace("elapsed_ns", "elapsed", 1),
+        lambda text: text.replace("throughput", "thruput"),
+    ):
+        whole = (folder / TABLE).read_text()
+        edit(folder, TABLE, change)
+        edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": 1}))
+        run = StudyRun(Bundle(folder, catalogue()).check(), CHOSEN)
+        with pytest.raises(
+            NotMeasured, match=r"cpu-id-read: the rows of run .* were measured by an older release"
+        ):
+            run.table("cpu-id-read")
+        assert len(run.table("option-dlopen"))
+        edit(folder, TABLE, lambda _, whole=whole: whole)
 
 
 def test_a_row_twice_a_row_too_few_and_a_short_row(folder):

@@ -131,6 +131,7 @@ def test_where_rseq_is_denied_a_run_records_the_skip_and_is_no_result(tmp_path):
     assert verdicts == {"not measured"}
 
 
+@pytest.mark.thorough
 def test_where_rseq_is_denied_the_report_reads_the_shipped_run_and_says_why(tmp_path):
     runs = tmp_path / "runs"
     assert lab("run", denied=errno.EPERM, RSEQLAB_RUNS=str(runs)).returncode == 0
@@ -168,6 +169,7 @@ def test_progress_with_remaining_time_on_a_terminal(tmp_path):
     assert b" left" in shown and b"registration-rules" in shown
 
 
+@pytest.mark.thorough
 def test_ctrl_c_in_a_report_is_130_and_leaves_what_was_there(tmp_path):
     (tmp_path / "index.html").write_text("the report before")
     process = subprocess.Popen(

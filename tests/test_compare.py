@@ -70,6 +70,7 @@ def test_one_page_for_both(compared, other, tmp_path):
     assert "Side by side" in page and "<svg" in page and "none was run" not in page
 
 
+@pytest.mark.thorough
 def test_any_number_of_runs_stands_on_one_page(other, tmp_path):
     """Seven: the shipped run, five of the same machine again, and the other machine."""
     folders = [reference_runs()[-1], other]

@@ -59,6 +59,7 @@ def inside(pid: int) -> list[int]:
         (["Trixie!"], "SUITE is 'Trixie!'"),
         (["trixie", "--user", "a b"], "USER is 'a b'"),
         (["trixie", "--commands", " "], "COMMANDS is empty"),
+        (["trixie", "--commands", "test 'STAGE=native"], "No closing quotation"),
         (["trixie", "--limit-s", "0"], "above 0"),
     ],
 )

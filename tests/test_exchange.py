@@ -141,6 +141,7 @@ def test_a_study_holds_each_run_once_and_takes_more(small, tmp_path):
         exchange.merge([tmp_path / "runs"], study, catalogue())
 
 
+@pytest.mark.thorough
 def test_the_commands_say_what_they_did(small, tmp_path):
     def said(*arguments, code=0):
         result = subprocess.run(

@@ -240,6 +240,7 @@ def test_a_page_needs_no_table_and_the_reader_may_play_a_scene():
         playground.play(option="nonsense")
 
 
+@pytest.mark.thorough
 def test_the_controls_play_a_scene_where_a_reader_can_move_them():
     import nbformat
     from nbclient import NotebookClient

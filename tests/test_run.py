@@ -94,7 +94,9 @@ def test_another_profile_does_not_mix_in(quick):
     assert result.returncode == 1 and "--profile quick" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["registration-rules", "cpu-id-read"])
+@pytest.mark.parametrize(
+    "name", ["registration-rules", pytest.param("cpu-id-read", marks=pytest.mark.thorough)]
+)
 def test_kill_minus_nine_loses_nothing_that_was_measured(name, tmp_path):
     folder = tmp_path / "killed"
     table = folder / f"{name}.csv"
@@ -134,6 +136,7 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(tmp_path):
     assert lab("run", "registration-rules", "--out", folder, "--resume").returncode == 0
 
 
+@pytest.mark.thorough
 def test_two_sessions_do_not_write_into_one_bundle(tmp_path):
     folder = tmp_path / "one"
     first = subprocess.Popen(
@@ -148,6 +151,7 @@ def test_two_sessions_do_not_write_into_one_bundle(tmp_path):
         first.wait()
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_an_error_and_leaves_whole_rows(tmp_path):
     """The kernel refuses to let any file grow past 20 kB, as a full disk would."""
     folder = tmp_path / "full"
@@ -198,6 +202,7 @@ def test_a_container_that_hides_sys_measures_all_the_same(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_an_experiment_that_crashed_is_tried_again_and_the_bundle_sealed_anew(tmp_path):
     folder = tmp_path / "crashed"
     assert lab("run", "registration-rules", "--out", folder).returncode == 0
@@ -215,6 +220,7 @@ def test_an_experiment_that_crashed_is_tried_again_and_the_bundle_sealed_anew(tm
     assert json.loads(path.read_text())["experiments"]["registration-rules"]["status"] == "pass"
 
 
+@pytest.mark.thorough
 def test_rows_of_other_code_are_kept_and_never_mixed(tmp_path):
     """After a change of the code: a sealed run stays, and a new one takes over what still holds."""
     runs = tmp_path / "runs"

@@ -250,6 +250,8 @@ OPTIONAL = (
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
     ),
+    Tool("what applies patches", ("patch",), ("patch",)),
+    Tool("a maker of Debian roots", ("mmdebstrap",), ("mmdebstrap",)),
     Tool("git send-email", ("/usr/lib/git-core/git-send-email",), ("git-email",)),
     Tool(
         "what git send-email reads addresses with",

@@ -339,12 +339,15 @@ class Entry:
         self.count = 0
 
     def command(self, words: str, user: str) -> dict:
-        """Run one command; {"command", "user", "status", "seconds", "last_line", "log"}, status None: too long."""
+        """Run one command; its record; status is None where it was not done in time.
+
+        `seconds` is elapsed time; `cpu_seconds` is the processor time of all processes that were waited for.
+        """
         self.count += 1
         name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40]
         log = FOLDER / f"{self.suite}-{user}-{self.count}-{name}.log"
         say(f"== {self.suite}, {user}: {words}")
-        began = time.monotonic()
+        began, used = time.monotonic(), os.times()
         with log.open("w") as file:
             process = subprocess.Popen(
                 [*NAMESPACES, "sh", "-c", ENTER, "sh", self.root, user, self.checkout, words, *self.mounts],
@@ -371,6 +374,7 @@ class Entry:
             "user": user,
             "status": status,
             "seconds": seconds,
+            "cpu_seconds": round(sum(os.times()[2:4]) - sum(used[2:4]), 1),
             "last_line": last.strip("= "),
             "log": str(log),
         }
@@ -431,7 +435,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; wrong use ends with exit code 2."""
     parser = argparse.ArgumentParser(prog="elsewhere", description=__doc__.splitlines()[0])
     parser.add_argument("suite", help="the distribution's name: bookworm, trixie, sid, noble, ...")
-    parser.add_argument("--commands", default="report test", help='make targets (default: "report test")')
+    parser.add_argument(
+        "--commands",
+        default="report test",
+        help="make targets, quoted where one has arguments (default: report test)",
+    )
     parser.add_argument("--user", default="root", help="who runs them (default: root)")
     parser.add_argument(
         "--mirror", help="address of the packages (default: this machine's, else mmdebstrap's)"
@@ -449,7 +457,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"USER is {parsed.user!r}; a user is named with small letters, digits, - and _")
     if parsed.limit_s <= 0:
         parser.error(f"--limit-s is {parsed.limit_s}; it must be above 0")
-    parsed.commands = [shlex.join(shlex.split(one)) for one in parsed.commands.split()]
+    try:
+        parsed.commands = shlex.split(parsed.commands)
+    except ValueError as error:
+        parser.error(f"COMMANDS is {parsed.commands!r}: {error}")
     if not parsed.commands:
         parser.error('COMMANDS is empty; say for instance COMMANDS="report test"')
     return parsed

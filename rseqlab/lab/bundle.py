@@ -390,7 +390,8 @@ def _sums(files: Files) -> dict[str, str]:
 
 
 def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lacking: bool) -> Iterator[dict]:
-    """The rows of a table. With ``lacking``, columns that may be null need not be there: they are null then."""
+    """The rows of a table. With ``lacking``, one of an older schema: a column that may be null need not be there, and is
+    null then; raises OldRows where the table does not fit its experiment any more."""
     columns = experiment.all_columns()
     names = [column.name for column in columns]
     seen = set()
@@ -416,6 +417,10 @@ def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lackin
             row = dict(absent)
             for column, checked, cell in zip(columns, known, cells, strict=True):
                 if cell not in checked:
+                    if lacking and column.choices and cell and cell not in column.choices:
+                        raise OldRows(
+                            f"{where}: {column.name} is {ascii(cell)[:40]}, which it no longer can be"
+                        )
                     value = _value(column, cell, where)
                     if column.kind == "float":  # hardly one comes twice
                         row[column.name] = value

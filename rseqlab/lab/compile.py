@@ -15,10 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
-from rseqlab.paths import CHECKOUT, PACKAGE
+from rseqlab.paths import PACKAGE, cache_folder
 
 Made = TypeVar("Made")
 TIMEOUT_S = 120
@@ -46,14 +45,6 @@ class Target:
     def command(self, output: Path) -> list[str]:
         """Sources first, so that libraries and objects among the flags are linked after them."""
         return [self.compiler, *map(str, self.sources), *self.flags, "-o", str(output)]
-
-
-def cache_folder() -> Path:
-    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout, or ``compiled`` in the reader's cache folder."""
-    if given := os.environ.get("RSEQLAB_CACHE"):
-        return Path(given)
-    home = CHECKOUT / "build" if CHECKOUT else host.user_folder("XDG_CACHE_HOME", ".cache")
-    return home / "compiled"
 
 
 FILLED_BY = "filled-by.json"

@@ -17,23 +17,13 @@ from rseqlab.lab.child import Child, Outcome
 from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import Experiment, Part, measure_part
 from rseqlab.lab.stale import code_digest, stale
-from rseqlab.paths import CHECKOUT
+from rseqlab.paths import runs_folder, work_folder
 
 Progress = Callable[[str, int, int], None]
 """Called with the experiment's name, its rows so far and its expected rows."""
 
 RSEQ_FACTS = ("owner", "rule", "libc_size", "registered_size", "live_bytes")
 UNFINISHED = "not finished; rseqlab run --resume goes on"
-
-
-def work_folder() -> Path:
-    """What runs and reports are written to: the checkout, or the reader's data folder for an installed package."""
-    return CHECKOUT or host.user_folder("XDG_DATA_HOME", ".local/share")
-
-
-def runs_folder() -> Path:
-    """Where local runs lie: $RSEQLAB_RUNS, or ``runs`` in the checkout, or in the reader's data folder."""
-    return Path(os.environ.get("RSEQLAB_RUNS") or work_folder() / "runs")
 
 
 def machine() -> dict:

@@ -20,7 +20,7 @@ from rseqlab.lab.verdict import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, VERDIC
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import WORKS, Cell
 from rseqlab.paths import project_root
-from rseqlab.study import citations, kernel_counts, rates
+from rseqlab.study import citations, kernel_counts, rates, redefinition
 from rseqlab.study.levels import LEVELS, levels
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.reading import NOTHING, Reading, WatchedRun, plain, reading
@@ -883,6 +883,23 @@ def loader_warns(run, claim, case):
         raise NotMeasured(f"{claim.experiment} has no row for the {case}")
     words = "; ".join(f"of the {name}: {said}" for name, said in told.items())
     return Finding(HOLDS if told[case] != "nothing" else FAILS, f"The loader says {words}.")
+
+
+# ---- who else defines what libc exports ----
+
+
+@_rule
+def names_taken_over(run, claim, fate):
+    """Every test case of that kind ends in this fate: a function of redefinition, which says what it counts."""
+    kinds = {
+        "redirected": (redefinition.redirected, "new threads are registered where the definition says"),
+        "left_alone": (redefinition.left_alone, "new threads are registered where libc says"),
+        "killed": (redefinition.killed, "programs are ended by a signal"),
+        "resized": (redefinition.resized, "new threads get the defined length, or die of it"),
+    }
+    count, what = kinds[fate]
+    found = count(run)
+    return _share(found.good, found.all, f"{what}, under {found.where}: {found.how}")
 
 
 def _ranges(numbers: Iterable[float]) -> str:
