@@ -39,7 +39,8 @@ class Modelled:
 
     ``cycles`` is where no load waits for an earlier store; ``waiting_cycles`` where each waits for all earlier stores, which
     is more than a CPU that forwards a store to a load of the same address takes. ``stores_cycles`` is what the stores alone
-    take, and ``issue_cycles`` the micro-operations over how many the CPU takes in a cycle: nobody is below either.
+    take, ``memory_cycles`` the instructions that load or store, and ``issue_cycles`` the micro-operations over how many
+    the CPU takes in a cycle: nobody is below any of them.
     """
 
     instructions: int
@@ -49,6 +50,7 @@ class Modelled:
     cycles: float
     waiting_cycles: float
     stores_cycles: float
+    memory_cycles: float
     issue_cycles: float
 
 
@@ -86,26 +88,42 @@ def modelled(arch: str, model: str, turns: Sequence[Sequence[str]]) -> list[Mode
     apart = _regions(arch, model, texts)
     waiting = _regions(arch, model, texts, "--noalias=false")
     infos = [region["InstructionInfoView"]["InstructionList"] for region in apart]
-    stored = [
-        [text for text, info in zip(turn, of, strict=True) if info["mayStore"]]
-        for turn, of in zip(texts, infos, strict=True)
-    ]
-    with_stores = [number for number, stores in enumerate(stored) if stores]
-    alone = dict(zip(with_stores, _regions(arch, model, [stored[n] for n in with_stores]), strict=True))
     return [
         Modelled(
             instructions=len(turn),
             loads=sum(one["mayLoad"] for one in infos[number]),
-            stores=len(stored[number]),
+            stores=sum(one["mayStore"] for one in infos[number]),
             uops=apart[number]["SummaryView"]["TotaluOps"] / TURNS,
             cycles=apart[number]["SummaryView"]["TotalCycles"] / TURNS,
             waiting_cycles=waiting[number]["SummaryView"]["TotalCycles"] / TURNS,
-            stores_cycles=alone[number]["SummaryView"]["BlockRThroughput"] if number in alone else 0.0,
+            stores_cycles=stores,
+            memory_cycles=memory,
             issue_cycles=apart[number]["SummaryView"]["TotaluOps"]
             / TURNS
             / apart[number]["SummaryView"]["DispatchWidth"],
         )
-        for number, turn in enumerate(texts)
+        for number, (turn, stores, memory) in enumerate(
+            zip(
+                texts,
+                _alone(arch, model, texts, infos, "mayStore"),
+                _alone(arch, model, texts, infos, "mayStore", "mayLoad"),
+                strict=True,
+            )
+        )
+    ]
+
+
+def _alone(arch: str, model: str, turns: list[list[str]], infos: list[list[dict]], *does: str) -> list[float]:
+    """Cycles of each turn's instructions that do one of these, as if there were no others and none waited."""
+    kept = [
+        [text for text, info in zip(turn, of, strict=True) if any(info[one] for one in does)]
+        for turn, of in zip(turns, infos, strict=True)
+    ]
+    some = [number for number, texts in enumerate(kept) if texts]
+    regions = dict(zip(some, _regions(arch, model, [kept[number] for number in some]), strict=True))
+    return [
+        regions[number]["SummaryView"]["BlockRThroughput"] if number in regions else 0.0
+        for number in range(len(turns))
     ]
 
 
