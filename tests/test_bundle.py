@@ -104,7 +104,7 @@ def test_a_table_of_an_older_schema_that_does_not_fit_any_more_is_not_measured(f
         edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": 1}))
         run = StudyRun(Bundle(folder, catalogue()).check(), CHOSEN)
         with pytest.raises(
-            NotMeasured, match="cpu-id-read: the rows of run .* were measured by an older release"
+            NotMeasured, match=r"cpu-id-read: the rows of run .* were measured by an older release"
         ):
             run.table("cpu-id-read")
         assert len(run.table("option-dlopen"))
