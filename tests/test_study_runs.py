@@ -16,7 +16,6 @@ from rseqlab.lab import bundle, probe, runner
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import NOT_MEASURED, judge, weaknesses
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.missing import footnote
 from rseqlab.study.run import LOCAL, MIXED, REFERENCE, SHIPPED, NotMeasured, open_run, reference_runs
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli"]
@@ -186,11 +185,11 @@ def test_a_failure_is_told_and_no_shipped_rows_take_its_place(runs):
 def test_what_was_skipped_is_a_footnote_and_shipped_rows_stand_in(runs):
     reason = "abidiff was not found; `make deps` installs it"
     change(runs / "b-quick", PTRACE, status="skip", reason=reason)
-    assert where(open_run(), PTRACE) == "a-full" and not footnote(open_run())
+    assert where(open_run(), PTRACE) == "a-full" and not open_run().footnote
     change(runs / "a-full", PTRACE, status="skip", reason=reason)
     run = open_run()
     assert run.source(PTRACE).origin == REFERENCE
-    note = footnote(run)
+    note = run.footnote
     assert (
         note.line.startswith("1 experiment could not")
         and note.stand_ins == [PTRACE]
@@ -233,7 +232,7 @@ def test_without_the_optional_tools_every_answer_and_every_cell_has_content(runs
     assert [one.strength for one in answers(run) if one.strength == NOT_MEASURED] == []
     assert not [one for one in answers(run) if "not measured" in one.sentence.lower()]
     assert [cell for cell in matrix_of(run).cells.values() if cell.outcome == NOT_MEASURED] == []
-    note = footnote(run)
+    note = run.footnote
     assert set(missing) <= set(note.stand_ins) and note.line.count("make deps") == 1
     told = lab(runs, "evidence", path=bare_path)
     assert (

@@ -230,9 +230,7 @@ def evidence(
 
 def _say_notes(found) -> None:
     """What was passed over, and what is missing here: a line each, beside the answer."""
-    from rseqlab.study.missing import footnote
-
-    for line in filter(None, [*found.notes, footnote(found).line]):
+    for line in filter(None, [*found.notes, found.footnote.line]):
         err.print(escape(line), highlight=False, soft_wrap=True)
 
 

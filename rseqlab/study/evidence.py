@@ -37,7 +37,6 @@ from rseqlab.study.claims import (
 )
 from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.missing import footnote
 from rseqlab.study.run import NotMeasured, StudyRun, count
 
 COLUMNS = 75
@@ -155,8 +154,8 @@ def _environment(run: StudyRun) -> list[str]:
     if len(run.runs) > 1:
         made.append(paragraph(f"Digest of all: {run.digest}", "  "))
     made += [paragraph(f"Note: {text}", "  ") for text in run.notes]
-    if missing := footnote(run):
-        made.append(paragraph(f"Note: {missing.line}", "  "))
+    if run.footnote:
+        made.append(paragraph(f"Note: {run.footnote.line}", "  "))
     weak = [paragraph(f"Note: {text}", "  ") for text in weaknesses(run)]
     return [heading("Environment"), "\n".join([*facts, *made]), *weak]
 

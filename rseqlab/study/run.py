@@ -17,6 +17,7 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab import runner
 from rseqlab.lab.bundle import Bundle, digest
 from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.study.missing import Footnote, footnote
 from rseqlab.study.selection import (
     FRONT,
     LOCAL,
@@ -218,6 +219,14 @@ class StudyRun:
         more = len({one.id for one in self.sources.values()}) - 1
         return self.bundle.run["run_id"] + (f" and {more} more" if more > 0 else "")
 
+    @property
+    def footnote(self) -> Footnote:
+        """What could not be measured on this machine, or in this run, and why."""
+        stand_ins = [
+            name for name in self.skipped if name in self.sources and self.source(name).origin != LOCAL
+        ]
+        return footnote(self.skipped, stand_ins)
+
     def machine(self) -> dict[str, str]:
         """Label to value, in reading order; an unknown fact gives its reason."""
         reasons = self.bundle.machine["reasons"]
@@ -277,8 +286,6 @@ class StudyRun:
         return [f"{one!r}: {count(self.shown_of(one))}" for one in self.runs]
 
     def _tail(self) -> list[str]:
-        if not self.older_full:
-            return []
         by_run: dict[str, list[str]] = {}
         for name, folder in self.older_full.items():
             by_run.setdefault(folder, []).append(name)
@@ -291,14 +298,14 @@ class StudyRun:
         label, rest = repr(self).partition("\n")[0].split(", ", 1)
         head = f"<strong>{html.escape(label)}</strong>, {html.escape(rest)}"
         if not self.sources:
-            return f"<div class='rl-run'>{head}</div>"
+            return f"<div class='rl-run'>{head}{self.footnote._repr_html_()}</div>"
         lines = "".join(
             f"<li>{html.escape(repr(one))}: <details><summary>{html.escape(_counted(self.shown_of(one)))}</summary> "
             f"{html.escape(', '.join(self.shown_of(one)))}</details></li>"
             for one in self.runs
         )
         more = "".join(f"<li>{html.escape(line.strip())}</li>" for line in (*self._tail(), *self.notes))
-        return f"<div class='rl-run'>{head}<ul>{lines}{more}</ul></div>"
+        return f"<div class='rl-run'>{head}<ul>{lines}{more}</ul>{self.footnote._repr_html_()}</div>"
 
 
 def _counted(names: list[str]) -> str:
