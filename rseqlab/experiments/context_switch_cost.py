@@ -165,5 +165,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 5, "full": 45},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/ping_pong.c", "experiments/c/rseq_call.h"),
 )

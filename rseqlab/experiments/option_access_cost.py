@@ -320,5 +320,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 8, "full": 60},
     plan=plan,
     measure=measure,
-    sources=tuple(f"experiments/c/{path.name}" for path in sorted(_C.glob("access*"))),
 )

@@ -169,10 +169,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 12, "full": 80},
     plan=plan,
     measure=measure,
-    sources=(
-        "experiments/c/time_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/librseq.py",
-    ),
 )

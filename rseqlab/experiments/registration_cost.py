@@ -165,5 +165,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 4, "full": 25},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/registration.c", "experiments/c/rseq_call.h"),
 )

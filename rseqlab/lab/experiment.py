@@ -95,8 +95,6 @@ class Experiment:
     measure: Callable[[Task], Iterator[dict]]
     group: str = "machine"
     """One of GROUPS."""
-    sources: tuple[str, ...] = ()
-    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 
     @property
     def module(self) -> str:
