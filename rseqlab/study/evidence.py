@@ -129,6 +129,7 @@ def _introduction(run: StudyRun) -> list[str]:
             "slightly less efficient. This is what an executable study of that question says on one machine. Its numbers "
             "were measured by the commands below; only who uses rseq is cited, from the sources that those rows name."
         ),
+        *([paragraph(f"Whose rows: {run.whose}; the list is under Environment.")] if run.sources else []),
         heading("Answers"),
         *(
             paragraph(f"{one.question} {one.sentence}", "   ", f"{number}. ")

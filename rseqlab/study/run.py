@@ -213,6 +213,10 @@ class StudyRun:
         """The machine's facts, by name: of the run that ``id`` begins with."""
         return self.bundle.machine["facts"]
 
+    def facts_of(self, experiment: str) -> dict:
+        """The facts of the machine that an experiment's rows were measured on."""
+        return self.source(experiment).facts
+
     @property
     def id(self) -> str:
         """The run's id; of several, the first one's and how many more there are."""
@@ -270,16 +274,20 @@ class StudyRun:
             f"{facts['libc']}, profile {self.bundle.run['profile']}, {self._when()}"
         )
 
-    def _head(self) -> str:
+    @property
+    def whose(self) -> str:
+        """In words, of how many experiments the rows are this machine's, and of how many shipped."""
         ours = sum(one.origin == LOCAL for one in self.sources.values())
-        whose = {
+        return {
             LOCAL: "every row was measured on this machine",
             REFERENCE: "no row was measured on this machine",
         }.get(
             self.origin,
             f"{ours} experiments have rows of this machine, {len(self.sources) - ours} have shipped rows",
         )
-        return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {whose}"
+
+    def _head(self) -> str:
+        return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {self.whose}"
 
     def _lines(self) -> list[str]:
         """One line for each run that is shown."""
