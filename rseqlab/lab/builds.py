@@ -28,7 +28,10 @@ from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 
 COLUMNS = (
     Column(
-        "build", "int", "number of the code layout; empty: the installed extension, not laid out", nullable=True
+        "build",
+        "int",
+        "number of the code layout; empty: the installed extension, not laid out",
+        nullable=True,
     ),
     Column("process", "int", "number of the process within its build and start", nullable=True),
 )
@@ -164,7 +167,11 @@ def libc_and(other: str) -> tuple[Start, ...]:
 
 
 def parts(
-    size: Mapping, rows: Callable[[str], int], timeout_s: float, starts: Sequence[Start], skip: str | None = None
+    size: Mapping,
+    rows: Callable[[str], int],
+    timeout_s: float,
+    starts: Sequence[Start],
+    skip: str | None = None,
 ) -> list[Part]:
     """``size["processes"]`` child processes of each of ``size["builds"]`` builds and each start.
 
@@ -236,7 +243,9 @@ def _flags(align_loops: int | None) -> tuple[str, ...]:
 @cache
 def _takes_alignment() -> bool:
     command = [compiler(), "-Werror", _alignment(16), "-x", "c", "-S", "-", "-o", "-"]
-    done = subprocess.run(command, input="int one;", capture_output=True, text=True, timeout=compile.TIMEOUT_S)
+    done = subprocess.run(
+        command, input="int one;", capture_output=True, text=True, timeout=compile.TIMEOUT_S
+    )
     return done.returncode == 0
 
 

@@ -301,16 +301,20 @@ def _rows(path: Path, experiment: Experiment, record: Mapping) -> Iterator[dict]
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         header = next(reader, [])
+        missing = [column for column in columns if column.name not in header]
+        if {column.name for column in missing} == {"build", "process"}:  # rows of before there were builds
+            columns = tuple(column for column in columns if column not in missing)
+            names = [column.name for column in columns]
         if header != names:
-            missing = [name for name in names if name not in header]
-            wrong = f"columns missing: {missing}" if missing else f"its columns are {header}, not {names}"
+            lacking = [name for name in names if name not in header]
+            wrong = f"columns missing: {lacking}" if lacking else f"its columns are {header}, not {names}"
             raise BundleError(f"{path}: {wrong}")
         for number, cells in enumerate(reader, 1):
             where = f"{path}, row {number}"
             if len(cells) != len(names):
                 raise BundleError(f"{where}: {len(cells)} cells, not {len(names)}")
-            row = {}
-            for column, checked, cell in zip(columns, known, cells, strict=True):
+            row: dict[str, object] = {column.name: None for column in missing}
+            for column, checked, cell in zip(columns, known, cells, strict=False):
                 if cell not in checked:
                     value = _value(column, cell, where)
                     if column.kind == "float":  # hardly one comes twice

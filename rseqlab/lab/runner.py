@@ -390,7 +390,8 @@ def _why_lost(parts: Mapping[str, Mapping]) -> list[str]:
         if part.get("build") in _lost(parts) and part["status"] in ("crash", "timeout", "skip"):
             whys.setdefault(f"{part['status']}: {part['reason']}", {})[part["build"]] = None
     return [
-        f"build{'s' * (len(which) > 1)} {', '.join(map(str, sorted(which)))}: {why}" for why, which in whys.items()
+        f"build{'s' * (len(which) > 1)} {', '.join(map(str, sorted(which)))}: {why}"
+        for why, which in whys.items()
     ]
 
 
