@@ -197,12 +197,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 12, "full": 12},
     plan=plan,
     measure=measure,
-    sources=(
-        "experiments/c/count_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/counted.py",
-        "lab/librseq.py",
-        "lab/port_model.py",
-    ),
 )
