@@ -237,11 +237,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=(
-        "options/redefine.py",
-        "options/parties.py",
-        *redefine.SOURCES,
-        *(f"vm/{name}" for name in ("boot.py", "guests.py", "image.py", "programs.py")),
-        *(f"vm/c/{name}" for name in ("guest.h", "plan.c")),
-    ),
 )

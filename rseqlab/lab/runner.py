@@ -321,7 +321,7 @@ def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     return status, reason
 
 
-def _lost(parts: Mapping[str, Mapping]) -> set[int]:
+def _lost(parts: Mapping[str, Mapping]) -> set:
     """The builds of which a part crashed, hung, or could not be built where others of its start could."""
     ended = {part.get("build") for part in parts.values() if part["status"] in ("crash", "timeout")}
     skips: dict[str, set] = {}
