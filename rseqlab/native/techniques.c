@@ -251,13 +251,16 @@ static void add_spinning(pthread_spinlock_t *spinlock, intptr_t *value)
 /* In the place of an operation: a move between registers, and the compiler's barrier of the others. */
 static inline void move(uint64_t value)
 {
+	uint64_t other;
+
 #if defined(__x86_64__)
-	__asm__ volatile("movq %0, %0" : "+r"(value) : : "memory");
+	__asm__ volatile("movq %1, %0" : "=r"(other) : "r"(value) : "memory");
 #elif defined(__aarch64__)
-	__asm__ volatile("mov %0, %0" : "+r"(value) : : "memory");
+	__asm__ volatile("mov %0, %1" : "=r"(other) : "r"(value) : "memory");
 #else
-	__asm__ volatile("" : "+r"(value) : : "memory");
+	__asm__ volatile("" : "=r"(other) : "0"(value) : "memory");
 #endif
+	(void)other;
 }
 
 RL_TIMED static void count_nothing(struct rl_ops_thread *thread, uint64_t iterations)
