@@ -153,7 +153,7 @@ def may_it_grow(run: StudyRun) -> tuple[str, str]:
         sentence = (
             f"Whoever refers to it: {refers.label}. Whoever defines it: {bad} of {scenes} scenes break."
         )
-    return sentence, f"executed scenes, libc and loader as {_where(run, 'option-skew')}"
+    return sentence, f"scenes executed {_where(run, 'option-skew')}"
 
 
 @_question("What does the pointer cost?", "30_options", "C13", "C13d", "C13x", "L40")
