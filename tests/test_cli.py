@@ -61,7 +61,7 @@ def test_json_fits_its_schema_and_text_goes_to_stdout_too(command):
         (["run", "--profile", "huge"], ["huge", "quick, full"]),
         (["run", "--bogus"], ["--bogus"]),
         (["nonsense"], ["nonsense"]),
-        (["bundle", "verify"], ["DIR"]),
+        (["bundle", "verify"], ["RUN"]),
     ],
 )
 def test_wrong_use_is_exit_2_and_lists_what_is_valid(command, words):
@@ -131,6 +131,7 @@ def test_where_rseq_is_denied_a_run_records_the_skip_and_is_no_result(tmp_path):
     assert verdicts == {"not measured"}
 
 
+@pytest.mark.thorough
 def test_where_rseq_is_denied_the_report_shows_shipped_rows_and_says_why(tmp_path):
     runs = tmp_path / "runs"
     assert lab("run", denied=errno.EPERM, RSEQLAB_RUNS=str(runs)).returncode == 0
@@ -169,6 +170,7 @@ def test_progress_with_remaining_time_on_a_terminal(tmp_path):
     assert b" left" in shown and b"registration-rules" in shown
 
 
+@pytest.mark.thorough
 def test_ctrl_c_in_a_report_is_130_and_leaves_what_was_there(tmp_path):
     (tmp_path / "index.html").write_text("the report before")
     process = subprocess.Popen(

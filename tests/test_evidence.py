@@ -116,12 +116,20 @@ def test_git_send_email_takes_it(message_file, tmp_path):
     ("arguments", "says"),
     [
         (["--mbox"], "--from"),
-        (["--to", "a@b"], "--mbox"),
-        (["--mbox", "--from", "nobody"], "no address"),
+        pytest.param(["--to", "a@b"], "--mbox", marks=pytest.mark.thorough),
+        pytest.param(["--mbox", "--from", "nobody"], "no address", marks=pytest.mark.thorough),
         (["--mbox", "--from", "a@b\nBcc: c@d"], "no address"),
-        (["--mbox", "--from", "a@b.c", "--to", ""], "no address"),
-        (["--mbox", "--from", "a@b.c", "--in-reply-to", "no id"], "no message id"),
-        (["--mbox", "--from", "a@b.c", "--in-reply-to", "<a@b> <c@d>"], "no message id"),
+        pytest.param(["--mbox", "--from", "a@b.c", "--to", ""], "no address", marks=pytest.mark.thorough),
+        pytest.param(
+            ["--mbox", "--from", "a@b.c", "--in-reply-to", "no id"],
+            "no message id",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            ["--mbox", "--from", "a@b.c", "--in-reply-to", "<a@b> <c@d>"],
+            "no message id",
+            marks=pytest.mark.thorough,
+        ),
         (["--mbox", "--from", "a@b.c", "--subject", "one\nBcc: c@d"], "one line"),
     ],
 )

@@ -32,6 +32,7 @@ def test_form(path):
     assert any(cell.source.startswith("## Limits") for cell in node.cells)
 
 
+@pytest.mark.thorough
 def test_all_of_them_run_on_the_shipped_run_and_say_which_it_is():
     seen = []
     executed = dict(notebook.execute(PATHS, SHIPPED, lambda *progress: seen.append(progress)))
@@ -91,11 +92,13 @@ def test_a_failing_cell_fails_the_build_by_name_and_ends_the_others(tmp_path, mo
     assert gone(int(pid.read_text()))
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_dies_fails_the_build_by_name(tmp_path):
     with pytest.raises(NotebookError, match=r"^dies\.ipynb: cell 2: the kernel died"):
         run(written(tmp_path, dies=["import os; os.kill(os.getpid(), 9)"]))
 
 
+@pytest.mark.thorough
 def test_the_order_is_that_of_the_names_and_no_notebook_sees_another(tmp_path, monkeypatch):
     """The first goes on only when the second is through: they are executed at the same time."""
     monkeypatch.setattr(notebook, "lanes", lambda: 2)

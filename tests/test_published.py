@@ -9,6 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+import runs
 from accessibility import barriers
 from conftest import require_or_skip
 
@@ -215,7 +216,7 @@ def test_it_is_not_made_again_unless_something_changed(page):
 
 
 def test_a_hostile_run_does_not_become_html(browser, tmp_path):
-    folder = shutil.copytree(reference_runs()[-1], tmp_path / "run")
+    folder = runs.copy_of(reference_runs()[-1], tmp_path / "run")
     machine = json.loads((folder / "machine.json").read_text())
     machine["facts"] |= {"cpu_model": HOSTILE, "kernel_release": HOSTILE, "libc": HOSTILE}
     (folder / "machine.json").write_text(json.dumps(machine))

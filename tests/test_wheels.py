@@ -146,6 +146,7 @@ def test_it_is_the_installed_package_that_runs(installed):
     assert done.stdout.startswith(str(installed.home / "venv")), done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_it_reads_what_it_ships(installed):
     claims = said(installed("rseqlab", "claims", "--json"))
     assert claims["origin"] == "shipped reference run" and len(claims["claims"]) > 10
@@ -155,6 +156,7 @@ def test_it_reads_what_it_ships(installed):
     assert said(installed("rseqlab", "doctor", "--json"))["native"]["available"]
 
 
+@pytest.mark.thorough
 def test_it_measures_into_the_reader_s_data_folder_and_compiles_into_the_cache(installed):
     """And nothing is written anywhere else: not where it was started, not where it is installed."""
     before = files(installed.home / "venv")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study import kernels, usage, workloads
+from rseqlab.study import kernels, redefinition, usage, workloads
 from rseqlab.study.claims import (
     FAILS,
     HOLDS,
@@ -179,7 +179,7 @@ def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
     return _together(dereference, finding), f"timed {where}, instructions counted under an emulator"
 
 
-@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04")
+@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04", "O09", "O10")
 def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     """What was adopted, against a symbol that grew, on every criterion that is no cost."""
 
@@ -208,7 +208,10 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
             f"the grown symbol {grown[0]} and {grown[1]}{rest}"
         )
 
-    return _together(cost, bought), f"timed {_where(run, 'option-access-cost')}; executed scenes"
+    def redefined() -> str:
+        return redefinition.in_short(run)
+
+    return _together(cost, bought, redefined), f"timed {_where(run, 'option-access-cost')}; executed scenes"
 
 
 @_question("Who uses rseq?", "50_usage", "T07a", "C48")

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure as Canvas
 
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
+from rseqlab.host import cpu_title
+from rseqlab.lab import verdict
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
 from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
@@ -80,7 +82,7 @@ class Comparison:
     def names(self) -> list[str]:
         """A letter and what tells each run from the others."""
         return [
-            f"{letter}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
+            f"{letter}: {cpu_title(run.facts)}, Linux {run.facts['kernel_release']}, "
             f"{run.facts['libc']}, {run.id}"
             for letter, run in zip(self.letters, self.runs, strict=True)
         ]
@@ -127,7 +129,7 @@ class Comparison:
                 effect = one.finding.effect
                 row[f"verdict {letter}"] = one.finding.verdict
                 row[f"effect {letter}"] = (
-                    f"{effect.median:.3g} [{effect.low:.3g}, {effect.high:.3g}]" if effect else ""
+                    f"{verdict.number(effect.median)} {verdict.ends(effect)}" if effect else ""
                 )
             first, others = alike[0].finding, [one.finding for one in alike[1:]]
             row["verdicts"] = (
@@ -157,7 +159,9 @@ class Comparison:
         """A row of :attr:`effects` in a bearable width: who has which verdict, and from where to where effects go."""
         found = self._effects_of[row["claim"]]
         low, high = min(found, key=found.get, default=None), max(found, key=found.get, default=None)
-        reach = f"{found[low]:.3g} ({low}) to {found[high]:.3g} ({high})" if found else ""
+        reach = (
+            f"{verdict.number(found[low])} ({low}) to {verdict.number(found[high])} ({high})" if found else ""
+        )
         return {
             "claim": row["claim"],
             "sentence": row["sentence"],

@@ -15,7 +15,8 @@ import nbformat
 from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.child import Child, Failed
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.runner import runs_folder
+from rseqlab.paths import project_root
 
 CELL_TIMEOUT_S = 120
 NOTEBOOK_TIMEOUT_S = 600

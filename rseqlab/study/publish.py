@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
 
-from rseqlab.lab.runner import PACKAGE, project_root
+from rseqlab.paths import PACKAGE, project_root
 from rseqlab.study import notebook, report
 from rseqlab.study.claims import weaknesses
 from rseqlab.study.run import LOCAL, MIXED, StudyRun

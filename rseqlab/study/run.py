@@ -15,8 +15,10 @@ from rseqlab import host
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
 from rseqlab.lab import runner
-from rseqlab.lab.bundle import Bundle, digest
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.archive import bundles_in
+from rseqlab.lab.bundle import Bundle, OldRows, digest
+from rseqlab.lab.runner import runs_folder
+from rseqlab.paths import project_root
 from rseqlab.study.missing import Footnote, footnote
 from rseqlab.study.selection import (
     FRONT,
@@ -24,7 +26,6 @@ from rseqlab.study.selection import (
     REFERENCE,
     Found,
     Selection,
-    bundles_in,
     reference_runs,
     select,
 )
@@ -78,6 +79,25 @@ class NotMeasured(LabError):
         return f"<p class='rl-claim'><span class='rl-verdict rl-not-measured'>not measured</span> {html.escape(super().__str__())}</p>"
 
 
+class _ShownTables(Mapping[str, list[dict]]):
+    """Each shown experiment's rows, which its bundle reads when they are first asked for."""
+
+    def __init__(self, bundles: Mapping[str, Bundle]):
+        self._bundles = bundles
+
+    def __getitem__(self, name: str) -> list[dict]:
+        return self._bundles[name].tables[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._bundles
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._bundles)
+
+    def __len__(self) -> int:
+        return len(self._bundles)
+
+
 class Composed:
     """The shown rows of several runs, where one bundle is asked for. ``directory`` and the machine are the first's."""
 
@@ -91,11 +111,13 @@ class Composed:
             if name in selection.shown
         }
         self.run = dict(first.run) | {"experiments": records}
-        self.tables = {
-            name: bundles[run.folder].tables[name]
-            for name, run in selection.shown.items()
-            if name in bundles[run.folder].tables
-        }
+        self.tables = _ShownTables(
+            {
+                name: bundles[run.folder]
+                for name, run in selection.shown.items()
+                if name in bundles[run.folder].tables
+            }
+        )
         lines = (
             f"{name} {bundles[run.folder].digest}\n" for name, run in sorted(selection.shown.items(), key=str)
         )
@@ -148,7 +170,14 @@ class StudyRun:
             )
         if name not in self._frames:
             columns = [column.name for column in catalogue()[name].all_columns()]
-            self._frames[name] = pd.DataFrame(self.bundle.tables[name], columns=columns)
+            try:
+                rows = self.bundle.tables[name]
+            except OldRows:
+                raise NotMeasured(
+                    f"{name}: the rows of run {self.id} were measured by an older release, in which this experiment "
+                    f"asked something else; measure it with: {measures([name])}"
+                ) from None
+            self._frames[name] = pd.DataFrame(rows, columns=columns)
         return self._frames[name]
 
     def _why_not(self, name: str) -> str:
@@ -234,12 +263,13 @@ class StudyRun:
     def machine(self) -> dict[str, str]:
         """Label to value, in reading order; an unknown fact gives its reason."""
         reasons = self.bundle.machine["reasons"]
-        return {
+        known = {
             label: str(self.facts[name])
             if self.facts.get(name) is not None
             else f"unknown: {reasons.get(name, 'not recorded')}"
             for name, label in SHOWN_FACTS.items()
         }
+        return known | {"CPU": host.cpu_title(self.facts)}
 
     def documents(self) -> list[dict]:
         """The runs as JSON: each with its origin, profile, end, digest and the experiments that it has here."""
@@ -251,7 +281,7 @@ class StudyRun:
                 "started": one.bundle.run["started"],
                 "ended": one.bundle.run["ended"],
                 "digest": one.digest,
-                "cpu": one.facts.get("cpu_model"),
+                "cpu": host.cpu_title(one.facts),
                 "experiments": self.shown_of(one),
             }
             for one in self.runs
@@ -363,6 +393,8 @@ _AHEAD: dict[str, StudyRun] = {}
 def open_ahead() -> StudyRun:
     """Open what $RSEQLAB_RUN says for the forks of this process: their open_run() need not check every row again."""
     _AHEAD[os.environ.get("RSEQLAB_RUN", "")] = found = open_run()
+    for one in found.runs:
+        one.bundle.read()  # every table: here once, and not in every fork
     return found
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from rseqlab import host
 from rseqlab.experiments import catalogue
 from rseqlab.lab import runner
+from rseqlab.lab.archive import bundles_in, name_at
 from rseqlab.lab.bundle import Bundle, BundleError, read_run
 from rseqlab.lab.experiment import GROUPS, REGISTRATION
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.runner import runs_folder
 from rseqlab.lab.stale import code_digest
+from rseqlab.paths import project_root
 
 LOCAL, REFERENCE = "local run", "shipped reference run"
 
@@ -25,18 +27,13 @@ FEW = 3
 """So many names stand in a sentence; of more the rest is counted."""
 
 
-def bundles_in(folder: Path) -> list[Path]:
-    """The runs that lie in a folder, by name: what Bundle and read_run take."""
-    return sorted(path.parent for path in folder.glob("[!.]*/run.json"))
-
-
 def reference_runs(group: str = "machine") -> list[Path]:
     """The runs of a group that are shipped in data/reference: in the order of their start, but the front page's last."""
     home = project_root() / "data" / "reference"
     front = (home / FRONT).read_text().split() if (home / FRONT).exists() else []
     found = [(read_run(path), path) for path in bundles_in(home)]
     found = [(run, folder) for run, folder in found if run["ended"]]  # one that is being measured is none yet
-    found.sort(key=lambda one: (one[1].name in front, one[0]["started"]))
+    found.sort(key=lambda one: (name_at(one[1]) in front, one[0]["started"]))
     return [folder for run, folder in found if run["group"] == group]
 
 
@@ -62,7 +59,7 @@ class Found:
     @property
     def age(self) -> tuple[str, str]:
         """What a newer run has more of: by its end; one that did not end counts by its start."""
-        return self.run["ended"] or self.run["started"], self.folder.name
+        return self.run["ended"] or self.run["started"], name_at(self.folder)
 
 
 @dataclass
@@ -171,7 +168,7 @@ class _Runs:
                 continue
             there = found.run["machine"]
             if differ := {name for name in {*there, *here} if there.get(name) != here.get(name)}:
-                others[folder.name] = differ
+                others[name_at(folder)] = differ
             else:
                 self.local.append(found)
         self.local.sort(key=lambda one: one.age, reverse=True)
@@ -190,7 +187,7 @@ class _Runs:
         self._pass_over(folder, error)
 
     def _pass_over(self, folder: Path, error: BundleError) -> None:
-        self.notes.append(f"The run in {folder.name} is passed over: {error}")
+        self.notes.append(f"The run in {name_at(folder)} is passed over: {error}")
 
     def of_rseq(self) -> Iterable[str]:
         """A sentence where rseq was tried on this machine, and nothing could be measured that needs it."""

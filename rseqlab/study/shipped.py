@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rseqlab.host import cpu_title
 from rseqlab.lab.runner import identity
 from rseqlab.study import figures, option_figures
 from rseqlab.study.answer import answers
@@ -46,7 +47,7 @@ def machines(runs: Sequence[StudyRun]) -> str:
         (
             f"`{run.bundle.directory.name}`",
             run.bundle.run["group"],
-            str(run.facts["cpu_model"] or run.facts["arch"]),
+            cpu_title(run.facts),
             str(run.facts["kernel_release"]),
             str(run.facts["libc"]),
             run.bundle.run["profile"],
@@ -55,7 +56,7 @@ def machines(runs: Sequence[StudyRun]) -> str:
         )
         for run in runs
     ]
-    heads = ("folder", "what", "CPU", "kernel", "libc", "profile", "measured", "digest")
+    heads = ("run", "what", "CPU", "kernel", "libc", "profile", "measured", "digest")
     parts = [
         "# Runs that were measured so far",
         'Made by `make reference`; how to add yours stands in the README, "Add your machine".',
@@ -78,7 +79,7 @@ def _repeats(runs: Sequence[StudyRun]) -> Iterable[str]:
         by_machine.setdefault(repr(identity(run.bundle.machine)), []).append(run)
     for same in by_machine.values():
         newest = same[-1]
-        yield f"## {newest.bundle.directory.name}"
+        yield f"## {newest.bundle.name}"
         yield f"A comparison of a thing with itself: {judge(newest, 'L50')[0].finding.measured}"
         if len(same) > 1:
             # Opened anew, without the runs of other groups: those are the same for both, and would agree with themselves.
