@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, require_or_skip
+from runs import copy_of
 
 from rseqlab import native
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle, probe, runner
-from rseqlab.lab.archive import files_of, unpack
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import NOT_MEASURED, judge, weaknesses
 from rseqlab.study.matrix import matrix_of
@@ -245,8 +245,7 @@ def test_without_the_optional_tools_every_answer_and_every_cell_has_content(runs
 
 def test_one_run_without_a_tool_loses_a_cell_and_no_answer(tmp_path):
     """Also where nothing stands in: the answer counts what was measured, and says what was not."""
-    folder = tmp_path / "run"
-    unpack(files_of(reference_runs()[-1]), folder)
+    folder = copy_of(reference_runs()[-1], tmp_path / "run")
     (folder / "option-checker.csv").unlink()
     change(folder, "option-checker", status="skip", reason="abidiff was not found", rows=0)
     run = open_run(folder)
