@@ -276,7 +276,7 @@ def _rows(run: StudyRun, experiment: str, choices: list[_Choice]) -> Rows:
         if len(chosen) > 1 and chosen[name].nunique(dropna=False) == 1
     }
     apart = [name for name in keys if name not in where]
-    processes = all_rows.loc[places, "part"].str.rpartition("-")[2]
+    processes = all_rows.loc[places, "part"].map(lambda part: part.rpartition("-")[2])
     groups = chosen.groupby(apart, dropna=False, sort=False) if apart else [((), chosen)]
     lines = tuple(
         (
