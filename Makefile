@@ -47,6 +47,7 @@ elsewhere: ## Run make report and make test on a bare SUITE=trixie (COMMANDS="re
 	@test -n "$(SUITE)" || { echo "Say which: make elsewhere SUITE=trixie" >&2; exit 2; }
 	@$(PYTHON) tools/elsewhere.py $(SUITE) $(if $(COMMANDS),--commands "$(COMMANDS)") \
 		$(if $(filter command,$(firstword $(origin USER))),--user "$(USER)") $(if $(MIRROR),--mirror "$(MIRROR)") \
+		$(if $(KEYRING),--keyring "$(KEYRING)") \
 		$(if $(KEEP),--keep) $(if $(QUIET),--quiet) $(if $(JSON),--json)
 
 kernel: setup  ## Build a kernel with slice extension and rseq statistics (optional; minutes, once)

@@ -38,10 +38,10 @@ STAGES = {
         "bench",
     ),
     "attack": ("attack",),
-    "options": ("options", "costs", "layout"),
+    "options": ("options", "redefine", "costs", "layout"),
     "notebooks": ("notebooks", "cli", "compare", "judgement", "shipped", "explore", "design", "magic"),
     "browser": ("published", "report", "jupyterlab"),
-    "kernels": ("vm", "guest_suite", "kernels_probe", "slice"),
+    "kernels": ("vm", "guest_suite", "kernels_probe", "kernel_redefine", "slice"),
     "programs": ("workloads", "census_files", "census_live", "census_packages", "census_trace"),
     "package": ("wheels", "contributing", "doctests", "elsewhere"),
 }

@@ -12,8 +12,9 @@ import pytest
 import runs
 
 from rseqlab.experiments import catalogue
-from rseqlab.lab import archive, bundle, exchange
+from rseqlab.lab import archive, bundle, exchange, runner
 from rseqlab.lab.bundle import Bundle, BundleError
+from rseqlab.lab.stale import code_digest
 from rseqlab.study.run import reference_runs
 
 COMMAND = [sys.executable, "-m", "rseqlab.cli"]
@@ -88,11 +89,25 @@ def test_every_command_that_reads_a_run_reads_a_packed_one(folder, packed, tmp_p
     for name in ("options", "evidence"):
         assert said(name, "--run", packed)["run_id"] == there["run_id"], name
     assert said("bundle", "verify", packed)["bundles"][0]["rows"] == Bundle(folder, catalogue()).rows
+
+
+def test_a_packed_run_of_this_machine_is_found_among_its_runs(folder, tmp_path):
+    """Where somebody packed a local run to save space, it is a local run still."""
+    here = runner.machine()
+    document = json.loads((folder / "run.json").read_text())
+    document |= {"machine": runner.identity(here), "run_id": "20261129T000000Z-full"}
+    for name, record in document["experiments"].items():
+        record["code_digest"] = code_digest(catalogue()[name])
+    (folder / "run.json").write_text(json.dumps(document))
+    (folder / "machine.json").write_text(json.dumps(here))
+    bundle.seal(folder)
     place = tmp_path / "runs" / "packed.zip"
     place.parent.mkdir()
-    place.write_bytes(packed.read_bytes())
-    newest = said("claims", "C12", RSEQLAB_RUNS=str(place.parent))
-    assert newest["origin"] == "local run" and newest["run_id"] == Bundle(packed, catalogue()).run["run_id"]
+    archive.pack(archive.files_of(folder), place)
+    result = lab("claims", "C12", "--json", RSEQLAB_RUNS=str(place.parent))
+    assert result.returncode == 0, result.stderr
+    shown = {one["origin"]: one["run_id"] for one in json.loads(result.stdout)["runs"]}
+    assert shown["local run"] == document["run_id"]
 
 
 def test_the_commands_pack_and_unpack(folder, tmp_path):

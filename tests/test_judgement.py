@@ -168,17 +168,17 @@ def test_the_null_comparison_widens_an_interval(monkeypatch, run):
 
 
 def test_what_a_run_lacks_is_shown_as_not_measured(run):
-    record = run.bundle.run["experiments"]["cpu-id-read"]
-    run.bundle.run["experiments"]["cpu-id-read"] = record | {"status": "skip", "reason": "no <rseq> here"}
+    bundle = run.source("cpu-id-read").bundle
+    record = bundle.run["experiments"]["cpu-id-read"]
+    bundle.run["experiments"]["cpu-id-read"] = record | {"status": "skip", "reason": "no <rseq> here"}
     try:
         figure = figures.cpu_id_read(run)
         assert isinstance(figure, NotMeasured) and "no <rseq> here" in str(figure)
         assert "no &lt;rseq&gt; here" in figure._repr_html_()
         assert claims.judge(run, "C63")[0].finding.verdict == NOT_MEASURED
         assert isinstance(tables.costs(run, "cpu-id-read"), NotMeasured)
-        assert any("skip" in sentence for sentence in claims.weaknesses(run))
     finally:
-        run.bundle.run["experiments"]["cpu-id-read"] = record
+        bundle.run["experiments"]["cpu-id-read"] = record
 
 
 @pytest.mark.parametrize("figure", [figures.cpu_id_read, figures.counter, figures.accepted_lengths])

@@ -13,7 +13,7 @@ from conftest import require_or_skip
 
 from rseqlab import facts, hardware, host, microarchitecture
 from rseqlab.experiments import catalogue
-from rseqlab.lab import archive, bundle, older, runner
+from rseqlab.lab import archive, bundle, fleet, older, runner
 from rseqlab.lab.bundle import Bundle, BundleError
 from rseqlab.study.run import CHOSEN, StudyRun
 
@@ -171,6 +171,17 @@ def test_a_title_of_an_arm_core():
     assert host.cpu_title({"cpu_model": "Neoverse-N1", "cpu_implementer": "0x41", "cpu_part": 0xD0C}) == (
         "Neoverse-N1 (Neoverse N1, implementer 0x41 part 0xd0c)"
     )
+
+
+def test_a_host_of_a_fleet_is_called_by_its_core():
+    numbers = {"cpu_vendor": "AuthenticAMD", "cpu_family": 26, "cpu_model_number": 2, "cpu_stepping": 1}
+    values = numbers | {
+        "arch": "x86_64",
+        "cpu_model": "AMD EPYC",
+        "kernel_release": "6.18.44",
+        "cpus_allowed": "0-1",
+    }
+    assert fleet.describe({"facts": values}) == "x86_64-amd-epyc-zen-5-turin-2cpu-linux-6.18"
 
 
 # ---- bundles of schema version 1 ----

@@ -139,3 +139,10 @@ def test_the_c_that_an_experiment_compiles_is_among_its_files(name):
         "kernel-cpus": {"cpus.c", "guest.h"},
     }
     assert wanted[name] <= found
+
+
+def test_an_experiment_that_runs_tests_has_them_among_its_files():
+    found = {path.name for path in Code(PACKAGE).files(PACKAGE / "experiments" / "kernel_suite.py")}
+    assert {"test_rseq.py", "test_attack.py", "attack.c", "rseq.py", "percpu.py"} <= found
+    others = Code(PACKAGE).files(PACKAGE / "experiments" / "percpu_peers.py")
+    assert not [path for path in others if path.is_relative_to(PACKAGE.parent / "tests")]

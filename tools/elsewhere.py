@@ -118,13 +118,14 @@ def own_mirror(suite: str) -> str | None:
     return None
 
 
-def make_base(suite: str, mirror: str | None) -> Path:
+def make_base(suite: str, mirror: str | None, keyring: str | None) -> Path:
     """The suite's bare root as a tar file: today's, or one that is made now."""
     base = FOLDER / f"{suite}-{datetime.date.today().isoformat()}.tar"
     if base.exists():
         return base
     command = ["mmdebstrap", "--variant=apt", f"--include={','.join(PACKAGES)}", "--format=tar"]
     command += [f"--aptopt={option}" for option in apt_options()]
+    command += [f"--keyring={keyring}"] if keyring else []
     partial = base.with_suffix(f".{os.getpid()}.partial")
     target = [suite, str(partial), *filter(None, [mirror])]
     if suite in UBUNTU:
@@ -139,7 +140,8 @@ def make_base(suite: str, mirror: str | None) -> Path:
         if made.returncode != 0:
             raise Failed(
                 f"no root of {suite!r} could be made: mmdebstrap said: {cause(made.stderr)}. SUITE is a "
-                "name that the mirror has, as bookworm, trixie or sid; MIRROR=ADDRESS names another mirror."
+                "name that the mirror has, as bookworm, trixie or sid; MIRROR=ADDRESS names another mirror, and "
+                "KEYRING=FILE its keys."
             )
         partial.replace(base)
     finally:
@@ -444,6 +446,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mirror", help="address of the packages (default: this machine's, else mmdebstrap's)"
     )
+    parser.add_argument("--keyring", help="file with the keys of the packages (default: mmdebstrap's own)")
     parser.add_argument("--keep", action="store_true", help="keep the root and print its path")
     parser.add_argument("--quiet", action="store_true", help="show a command's output only if it fails")
     parser.add_argument(
@@ -477,7 +480,7 @@ def elsewhere(options: argparse.Namespace) -> dict:
     ).stdout.splitlines()
     if dirty:
         say(f"Not committed, so not part of it: {len(dirty)} files (git status names them).")
-    base = make_base(options.suite, options.mirror or own_mirror(options.suite))
+    base = make_base(options.suite, options.mirror or own_mirror(options.suite), options.keyring)
     steps = []
     with root_for_one_use(base, options.suite, options.keep) as root:
         mounts = prepare(root, options.user)

@@ -39,16 +39,8 @@ def doctor(as_json: Json = False) -> None:
         unknown = f"unknown: {document['reasons'].get(name)}"
         facts.add_row(name, escape(in_words(value) if value is not None else unknown))
     out.print(facts, table)
-    for experiment in document["experiments"]:
-        state = (
-            "can run" if experiment["can_run"] else escape(f"cannot run: {'; '.join(experiment['reasons'])}")
-        )
-        out.print(f"experiment {experiment['name']}: {state}", highlight=False)
-    for tool in document["tools"]:
-        out.print(
-            f"optional {tool['name']}: {tool['found'] or 'not found; install it with: ' + tool['remedy']}",
-            highlight=False,
-        )
+    for line in (*examination.what_can_run(document), *examination.optional_tools(document)):
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command("list")

@@ -268,9 +268,7 @@ def _evidence(sections: list[str], run_folder: Path | None) -> dict:
 
 def _notes(found: "StudyRun") -> list[str]:
     """What was passed over, and what is missing here: a line each, beside the answer."""
-    from rseqlab.study.missing import footnote
-
-    return list(filter(None, [*found.notes, footnote(found).line]))
+    return list(filter(None, [*found.notes, found.footnote.line]))
 
 
 def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:

@@ -4,6 +4,7 @@ One guest for each architecture, with the newest kernel that is here (or those t
 definition's program is started by the loader of each glibc that exports the names, 2.35 and newer.
 """
 
+import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -139,15 +140,51 @@ def rows(kernel: Kernel, outcome: boot.Outcome, wanted: Sequence[Run]) -> Iterat
             yield same | row | {"libc_file": libc.name}
 
 
+OFFSET, SIZE, ERRNO, COUNT = (
+    (-LARGEST_NUMBER, LARGEST_NUMBER),
+    (0, 0xFFFFFFFF),
+    (0, 4095),
+    (0, 64),
+)
+NUMBERS = {
+    "thread": {
+        "names_found": (0, 1),
+        "names_offset": OFFSET,
+        "names_size": SIZE,
+        "libc_offset": OFFSET,
+        "libc_size": SIZE,
+        "ptrace_error": ERRNO,
+        "registered": (0, 1),
+        "registered_offset": OFFSET,
+        "registered_bytes": SIZE,
+        "again": ERRNO,
+        "at_libc": ERRNO,
+        "at_names": ERRNO,
+    },
+    "read": dict.fromkeys(
+        ("readings", "libc_wrong", "libc_no_cpu", "reader_wrong", "reader_told", "reader_died"), COUNT
+    ),
+    "step": {},
+    "libc": {},
+}
+"""What a program's lines hold beside the word that they begin with, and what is allowed of it."""
+VERSION = re.compile(r"\d{1,3}\.\d{1,3}")
+
+
 def checked(line: Mapping) -> dict:
-    """The line, if its numbers are whole and within bounds, and its words short and printable. Raises GuestError."""
-    found: dict[str, object] = {}
-    for name, value in line.items():
-        if isinstance(value, str):
-            found[name] = guests.printable(value, LONGEST_WORDS)
-        else:
-            found[name] = guests.whole(line, name, -LARGEST_NUMBER, LARGEST_NUMBER)
-    return found
+    """A program's line, if it is whole and each of its values is one that the program can say. Raises GuestError."""
+    kind = next((name for name in NUMBERS if name in line), None)
+    if kind is None or set(line) != {kind, *NUMBERS[kind]}:
+        raise GuestError(f"A guest's line is of no known kind: {str(line)[:80]!r}.")
+    found: dict[str, object] = {
+        name: guests.whole(line, name, *bounds) for name, bounds in NUMBERS[kind].items()
+    }
+    if kind in ("thread", "read"):
+        return found | {kind: guests.word(line, kind, redefine.THREADS)}
+    words = guests.printable(str(line[kind]), LONGEST_WORDS)
+    if kind == "libc" and not VERSION.fullmatch(words):
+        raise GuestError(f"A guest's libc is {words!r:.60}; allowed is a version such as 2.41.")
+    return found | {kind: words}
 
 
 def how_it_ended(line: Mapping) -> str:
@@ -200,11 +237,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=(
-        "options/redefine.py",
-        "options/parties.py",
-        *redefine.SOURCES,
-        *(f"vm/{name}" for name in ("boot.py", "guests.py", "image.py", "programs.py")),
-        *(f"vm/c/{name}" for name in ("guest.h", "plan.c")),
-    ),
 )

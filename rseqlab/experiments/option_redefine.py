@@ -51,5 +51,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 5, "full": 5},
     plan=plan,
     measure=measure,
-    sources=("options/redefine.py", "options/parties.py", *redefine.SOURCES),
 )

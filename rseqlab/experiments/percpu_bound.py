@@ -198,12 +198,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 12, "full": 60},
     plan=plan,
     measure=measure,
-    sources=(
-        "experiments/c/count_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/counted.py",
-        "lab/librseq.py",
-        "lab/port_model.py",
-    ),
 )

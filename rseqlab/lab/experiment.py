@@ -99,8 +99,6 @@ class Experiment:
     measure: Callable[[Task], Iterator[dict]]
     group: str = "machine"
     """One of GROUPS."""
-    sources: tuple[str, ...] = ()
-    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 
     prepare: Callable[[Mapping], str | None] | None = None
     """Called with a part's arguments before its deadline runs: makes what the part needs, and says why that cannot

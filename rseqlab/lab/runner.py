@@ -308,8 +308,8 @@ def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     A build that does not compile, crashes or hangs costs only its own parts, as long as most builds are there: then
     the reason names it.
     """
-    built = {part["build"] for part in parts.values() if part.get("build") is not None}
-    whole = {part["build"] for part in parts.values() if part["status"] == "pass"} - _lost(parts)
+    built = {part.get("build") for part in parts.values() if part.get("build") is not None}
+    whole = {part.get("build") for part in parts.values() if part["status"] == "pass"} - _lost(parts)
     if _lost(parts) and len(whole) > LEAST_BUILDS_SHARE * len(built):
         rest = {name: part for name, part in parts.items() if part.get("build") not in _lost(parts)}
         status, reason = _judge(rest)
@@ -321,9 +321,9 @@ def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     return status, reason
 
 
-def _lost(parts: Mapping[str, Mapping]) -> set[int]:
+def _lost(parts: Mapping[str, Mapping]) -> set:
     """The builds of which a part crashed, hung, or could not be built where others of its start could."""
-    ended = {part["build"] for part in parts.values() if part["status"] in ("crash", "timeout")}
+    ended = {part.get("build") for part in parts.values() if part["status"] in ("crash", "timeout")}
     skips: dict[str, set] = {}
     for part in parts.values():
         if part["status"] == "skip":

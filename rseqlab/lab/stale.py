@@ -199,13 +199,19 @@ class Code:
     def _read(self) -> dict[Path, tuple[tuple[int, int], _File]]:
         return {}
 
+    @property
+    def _tests(self) -> Path:
+        """A checkout's tests: an experiment that names some of them runs them."""
+        return self.root.parent / "tests"
+
     @cached_property
     def _compiled(self) -> dict[str, list[Path]]:
-        """File name to the files of the package that a compiler or linker reads."""
+        """File name to the files of the package, and of its tests, that a compiler or linker reads."""
         found: dict[str, list[Path]] = {}
-        for path in sorted(self.root.rglob("*")):
-            if path.suffix in COMPILED:
-                found.setdefault(path.name, []).append(path)
+        for folder in (self.root, self._tests):
+            for path in sorted(folder.rglob("*")):
+                if path.suffix in COMPILED:
+                    found.setdefault(path.name, []).append(path)
         return found
 
     def digest(self, module: Path) -> str:
@@ -243,6 +249,8 @@ class Code:
                 used = self._file(place).used
                 for more in used.get(name, ()):
                     yield from self._reached(*more)
+        tests = (self._tests / name for name in self._file(path).strings if name.endswith(".py"))
+        yield from (one for one in tests if one.parent == self._tests and one.is_file())
 
     def _reached(self, module: str, name: str) -> Iterator[Path]:
         """The file that an import names, and what is run by it."""
@@ -283,7 +291,10 @@ class Code:
                     for one in some
                     if one.is_relative_to(path.parent)
                 ]
-            yield from (one for one in fits if folder in ("", ".", "..", one.parent.name) or HOLE in folder)
+            for one in fits:
+                apart = one.is_relative_to(self._tests) and not path.is_relative_to(self._tests)
+                if not apart and (folder in ("", ".", "..", one.parent.name) or HOLE in folder):
+                    yield one
 
     def _parsed(self, path: Path, text: str) -> _File:
         if path.suffix != ".py":

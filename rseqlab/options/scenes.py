@@ -72,12 +72,6 @@ COLUMNS = (
 )
 LIBC_ITSELF, LIBC_ITSELF_FLAG = "libc", "-DLIBC=1"
 
-SOURCES = (
-    *(f"options/{name}.py" for name in ("parties", "scenes", "schemes")),
-    *(f"options/c/{path.name}" for path in sorted(parties.SOURCES.iterdir())),
-)
-"""What makes the rows of every one of these experiments."""
-
 KEY = ("option", "criterion", "case")
 
 
@@ -265,7 +259,6 @@ def experiment(
         seconds={"quick": seconds, "full": 2 * seconds},
         plan=plan,
         measure=measure,
-        sources=SOURCES,
     )
 
 

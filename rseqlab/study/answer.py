@@ -99,23 +99,21 @@ def _finding(run: StudyRun, claim: str) -> Finding:
     return finding
 
 
-def _together(*parts: Callable[[], str]) -> str:
-    """The sentences that the parts give. One that is not measured says so and costs no other its words.
+def _together(*parts: Callable[[], str], between: str = "; ") -> str:
+    """What the parts say. One that is not measured says so and costs no other its words.
 
     Raises NotMeasured, with every reason, where none of them is measured.
     """
     told, missing = [], []
     for part in parts:
         try:
-            told.append(part())
+            told.append(part().rstrip("."))
         except NotMeasured as reason:
-            missing.append(str(reason))
-            told.append(missing[-1])
-    if len(missing) == len(parts):
-        raise NotMeasured(
-            "; ".join(dict.fromkeys(str(one).removeprefix("Not measured: ") for one in missing))
-        )
-    return " ".join(one if one.endswith(".") else f"{one}." for one in told)
+            missing.append(reason.args[0].rstrip("."))
+    if not told:
+        raise NotMeasured(f"{'; '.join(dict.fromkeys(missing))}.")
+    said = between.join(told)
+    return " ".join([f"{said[0].upper()}{said[1:]}.", *(f"Not measured: {one}." for one in missing)])
 
 
 def _timed_where(run: StudyRun, experiment: str) -> str:
@@ -167,14 +165,14 @@ def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
         more = judge(run, "C13x")[0].finding
         instructions = "one instruction and " if more.verdict == HOLDS else ""
         return (
-            f"It takes {instructions}{_times(overlapping)} as long to read a field where reads overlap, "
-            f"{_times(dependent)} where each waits for the last."
+            f"it takes {instructions}{_times(overlapping)} as long to read a field where reads overlap, "
+            f"{_times(dependent)} where each waits for the last"
         )
 
     def finding() -> str:
         return (
-            "How a library finds the area matters more: by global-dynamic TLS it takes "
-            f"{_times(_finding(run, 'L40'))} the pointer's time."
+            "how a library finds the area matters more: by global-dynamic TLS it takes "
+            f"{_times(_finding(run, 'L40'))} the pointer's time"
         )
 
     where = _timed_where(run, "option-access-cost")
@@ -186,7 +184,7 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     """What was adopted, against a symbol that grew, on every criterion that is no cost."""
 
     def cost() -> str:
-        return f"A read takes {_times(_finding(run, 'L43'))} a grown symbol's time."
+        return f"a read takes {_times(_finding(run, 'L43'))} a grown symbol's time"
 
     def bought() -> str:
         matrix, options = matrix_of(run), ("offset-size", "grow-symbol")
@@ -204,10 +202,10 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
             for place in range(len(options))
         )
         missing = [name for name in cells if name not in measured]
-        rest = f" Not measured: {', '.join(missing)}." if missing else ""
+        rest = f" (not measured: {', '.join(missing)})" if missing else ""
         return (
-            f"Of {len(measured)} things to survive it survives {adopted[0]} and fails {adopted[1]} without a word, "
-            f"the grown symbol {grown[0]} and {grown[1]}.{rest}"
+            f"of {len(measured)} things to survive it survives {adopted[0]} and fails {adopted[1]} without a word, "
+            f"the grown symbol {grown[0]} and {grown[1]}{rest}"
         )
 
     def redefined() -> str:
@@ -235,8 +233,8 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
         registered = _finding(run, "C41")
         return f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones."
 
-    sentence = _together(timed, lambda: kernels.in_short(run))
-    return sentence, f"{_timed_where(run, 'context-switch-cost')}; instructions counted in guests"
+    where = f"{_timed_where(run, 'context-switch-cost')}; instructions counted in guests"
+    return _together(timed, lambda: kernels.in_short(run), between=". "), where
 
 
 class NamesClaims(Sentences):

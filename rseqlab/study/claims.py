@@ -529,7 +529,7 @@ def answers_as_documented(run, claim, question):
 def unknown_lengths_refused(run, claim):
     """No length beyond what the kernel allocates fields for was accepted."""
     feature, align = (
-        run.facts.get(f"at_rseq_{name}_bytes") or abi.ORIGINAL_SIZE_BYTES
+        run.facts_of(claim.experiment).get(f"at_rseq_{name}_bytes") or abi.ORIGINAL_SIZE_BYTES
         for name in ("feature_size", "align")
     )
     known = max(abi.ORIGINAL_SIZE_BYTES, -(-feature // align) * align)

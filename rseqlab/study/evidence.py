@@ -35,7 +35,6 @@ from rseqlab.study.claims import (
 )
 from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.missing import footnote
 from rseqlab.study.run import NotMeasured, StudyRun, count
 from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
 
@@ -129,6 +128,7 @@ def _introduction(run: StudyRun) -> list[str]:
             "slightly less efficient. This is what an executable study of that question says on one machine. Its numbers "
             "were measured by the commands below; only who uses rseq is cited, from the sources that those rows name."
         ),
+        *([paragraph(f"Whose rows: {run.whose}; the list is under Environment.")] if run.sources else []),
         heading("Answers"),
         *(
             paragraph(f"{one.question} {one.sentence}", "   ", f"{number}. ")
@@ -155,8 +155,8 @@ def _environment(run: StudyRun) -> list[str]:
     if len(run.runs) > 1:
         made.append(paragraph(f"Digest of all: {run.digest}", "  "))
     made += [paragraph(f"Note: {text}", "  ") for text in run.notes]
-    if missing := footnote(run):
-        made.append(paragraph(f"Note: {missing.line}", "  "))
+    if run.footnote:
+        made.append(paragraph(f"Note: {run.footnote.line}", "  "))
     weak = [paragraph(f"Note: {text}", "  ") for text in weaknesses(run)]
     return [heading("Environment"), "\n".join([*facts, *made]), *weak]
 

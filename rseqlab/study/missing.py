@@ -1,9 +1,8 @@
 """What could not be measured here, in one footnote: what is optional and missing must not push the results away."""
 
 import html
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from rseqlab.study.run import LOCAL, StudyRun
 
 DEPS = "make deps"
 """Installs every optional tool that a distribution has."""
@@ -49,13 +48,9 @@ class Footnote:
         return f"<details class='rl-footnote'><summary>{html.escape(self.line)}</summary><ul>{items}</ul></details>"
 
 
-def footnote(run: StudyRun) -> Footnote:
-    """What the run, or this machine, has no rows of, and why."""
+def footnote(skipped: Mapping[str, str], stand_ins: list[str]) -> Footnote:
+    """Of experiments that were skipped, or partly, each with its reason; ``stand_ins`` are shown by other rows."""
     reasons: dict[str, list[str]] = {}
-    for name, reason in run.skipped.items():
+    for name, reason in skipped.items():
         reasons.setdefault(reason.removeprefix("partly not measured: ").rstrip("."), []).append(name)
-    records = run.bundle.run["experiments"]
-    stand_ins = [
-        name for name in run.skipped if name in records and run.sources and run.source(name).origin != LOCAL
-    ]
     return Footnote(reasons, stand_ins)

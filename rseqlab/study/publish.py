@@ -8,7 +8,6 @@ from pathlib import Path
 from rseqlab.paths import PACKAGE, project_root
 from rseqlab.study import notebook, report
 from rseqlab.study.claims import weaknesses
-from rseqlab.study.missing import footnote
 from rseqlab.study.run import LOCAL, MIXED, StudyRun
 
 STAMP = "inputs.sha256"
@@ -52,8 +51,8 @@ def identity(run: StudyRun) -> report.Identity:
         ],
         notes=[*run.notes, *weaknesses(run)],
         runs=_runs(run),
-        footnote=footnote(run).line,
-        footnotes=footnote(run).lines,
+        footnote=run.footnote.line,
+        footnotes=run.footnote.lines,
     )
 
 

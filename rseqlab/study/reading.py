@@ -121,6 +121,12 @@ class WatchedRun(StudyRun):
         """The machine's facts, by name; which are asked for is noted."""
         return _Facts(self.run.facts)
 
+    def facts_of(self, experiment: str) -> _Facts:
+        """As above, of the machine of an experiment's rows."""
+        watched = _Facts(self.run.facts_of(experiment))
+        watched.asked = self.facts.asked
+        return watched
+
 
 def plain(run: StudyRun) -> StudyRun:
     """The run itself, where it may be watched: for what is computed once for all rules."""

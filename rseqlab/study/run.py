@@ -19,6 +19,7 @@ from rseqlab.lab.archive import bundles_in
 from rseqlab.lab.bundle import Bundle, OldRows, digest
 from rseqlab.lab.runner import runs_folder
 from rseqlab.paths import project_root
+from rseqlab.study.missing import Footnote, footnote
 from rseqlab.study.selection import (
     FRONT,
     LOCAL,
@@ -241,11 +242,23 @@ class StudyRun:
         """The machine's facts, by name: of the run that ``id`` begins with."""
         return self.bundle.machine["facts"]
 
+    def facts_of(self, experiment: str) -> dict:
+        """The facts of the machine that an experiment's rows were measured on."""
+        return self.source(experiment).facts
+
     @property
     def id(self) -> str:
         """The run's id; of several, the first one's and how many more there are."""
         more = len({one.id for one in self.sources.values()}) - 1
         return self.bundle.run["run_id"] + (f" and {more} more" if more > 0 else "")
+
+    @property
+    def footnote(self) -> Footnote:
+        """What could not be measured on this machine, or in this run, and why."""
+        stand_ins = [
+            name for name in self.skipped if name in self.sources and self.source(name).origin != LOCAL
+        ]
+        return footnote(self.skipped, stand_ins)
 
     def machine(self) -> dict[str, str]:
         """Label to value, in reading order; an unknown fact gives its reason."""
@@ -291,24 +304,26 @@ class StudyRun:
             f"{facts['libc']}, profile {self.bundle.run['profile']}, {self._when()}"
         )
 
-    def _head(self) -> str:
+    @property
+    def whose(self) -> str:
+        """In words, of how many experiments the rows are this machine's, and of how many shipped."""
         ours = sum(one.origin == LOCAL for one in self.sources.values())
-        whose = {
+        return {
             LOCAL: "every row was measured on this machine",
             REFERENCE: "no row was measured on this machine",
         }.get(
             self.origin,
             f"{ours} experiments have rows of this machine, {len(self.sources) - ours} have shipped rows",
         )
-        return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {whose}"
+
+    def _head(self) -> str:
+        return f"{self.origin[0].upper()}{self.origin[1:]}, digest {self.digest[:12]}: {self.whose}"
 
     def _lines(self) -> list[str]:
         """One line for each run that is shown."""
         return [f"{one!r}: {count(self.shown_of(one))}" for one in self.runs]
 
     def _tail(self) -> list[str]:
-        if not self.older_full:
-            return []
         by_run: dict[str, list[str]] = {}
         for name, folder in self.older_full.items():
             by_run.setdefault(folder, []).append(name)
@@ -321,14 +336,14 @@ class StudyRun:
         label, rest = repr(self).partition("\n")[0].split(", ", 1)
         head = f"<strong>{html.escape(label)}</strong>, {html.escape(rest)}"
         if not self.sources:
-            return f"<div class='rl-run'>{head}</div>"
+            return f"<div class='rl-run'>{head}{self.footnote._repr_html_()}</div>"
         lines = "".join(
             f"<li>{html.escape(repr(one))}: <details><summary>{html.escape(_counted(self.shown_of(one)))}</summary> "
             f"{html.escape(', '.join(self.shown_of(one)))}</details></li>"
             for one in self.runs
         )
         more = "".join(f"<li>{html.escape(line.strip())}</li>" for line in (*self._tail(), *self.notes))
-        return f"<div class='rl-run'>{head}<ul>{lines}{more}</ul></div>"
+        return f"<div class='rl-run'>{head}<ul>{lines}{more}</ul>{self.footnote._repr_html_()}</div>"
 
 
 def _counted(names: list[str]) -> str:
