@@ -19,7 +19,8 @@ MODELS = {
     "x86_64": ("znver1", "znver2", "znver3", "znver4", "znver5", "skylake-avx512", "icelake-server", "sapphirerapids"),
     "aarch64": ("cortex-a72", "neoverse-n1", "neoverse-n2", "neoverse-v1", "neoverse-v2"),
 }  # fmt: skip
-"""What LLVM calls the CPUs of servers. A version of LLVM knows those of its time."""
+"""What LLVM calls the CPUs of servers. A version of LLVM knows those of its time, the newest of them often with the ports of
+the CPU before: LLVM 21 gives Zen 5 (znver5) those of Zen 4, and a real one can be faster than that model's bound."""
 
 FEW, MANY = 50, 150
 """Turns of the two simulations: their difference holds no filling and no draining of the CPU."""

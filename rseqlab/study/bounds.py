@@ -67,6 +67,17 @@ def _how_many(frame: pd.DataFrame, column: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
+def alike(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The CPUs that have the same bound in every row: the same ports, and for the newer ones perhaps not their own."""
+    wide = rows.pivot_table(
+        index=["arch", "compiler", "who", "operation"], columns="cpu_model", values="bound_cycles"
+    )
+    groups: dict[tuple, list[str]] = {}
+    for model in wide:
+        groups.setdefault(tuple(wide[model].dropna().round(3).items()), []).append(model)
+    return [tuple(models) for models in groups.values() if len(models) > 1]
+
+
 def bounds_in_a_sentence(run: StudyRun) -> str:
     """How far the operations are from their bounds, what bounds them, and how they stand to librseq's."""
     try:
@@ -83,6 +94,8 @@ def bounds_in_a_sentence(run: StudyRun) -> str:
         f"times. The bound is how many instructions a CPU takes in a cycle for {share['issue']:.0f} % of them, its ways to "
         f"memory for {share['memory']:.0f} %, and the stores alone for {share['stores']:.0f} %."
     )
+    for models in alike(run.table("percpu-bound")):
+        said += f" {frame['models_of'].iloc[0]} gives {', '.join(models)} the same bounds: not each has ports of its own there."
     peer = frame.dropna(subset=["cycles_theirs"])
     if peer.empty:
         return f"{said} Not compared with librseq: its headers were not there."
