@@ -9,9 +9,12 @@ import pandas as pd
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
-from rseqlab.study.run import NotMeasured, reference_runs
+from rseqlab.lab.runner import project_root
+from rseqlab.study.run import NotMeasured
 
 BUILDS = 8
+SHIPPED = project_root() / "data" / "reference" / "x86_64-amd-epyc-2cpu-linux-6.18"
+"""Measured before there were builds."""
 
 
 class Rows:
@@ -27,9 +30,9 @@ class Rows:
         return self.tables[name]
 
 
-def in_builds(folder: Path, builds: int = BUILDS) -> Path:
-    """The shipped run with a build and a process in each row; what has other columns today is left out."""
-    shutil.copytree(reference_runs()[-1], folder)
+def in_builds(folder: Path, builds: int | None = BUILDS) -> Path:
+    """The shipped run with a build and a process in each row, or with neither; what has other columns is left out."""
+    shutil.copytree(SHIPPED, folder)
     record = json.loads((folder / "run.json").read_text())
     for name in list(record["experiments"]):
         path, columns = folder / f"{name}.csv", catalogue()[name].all_columns()
@@ -48,9 +51,9 @@ def in_builds(folder: Path, builds: int = BUILDS) -> Path:
             writer.writeheader()
             for row in rows:
                 number = numbers[row["part"]]
-                where = {"build": number % builds, "process": number // builds}
+                where = {"build": number % builds, "process": number // builds} if builds else {}
                 kept = {column.name for column in columns}
-                writer.writerow({key: value for key, value in (row | where).items() if key in kept})
+                writer.writerow({name: (row | where).get(name, "") for name in kept})
     (folder / "run.json").write_text(json.dumps(record))
     bundle.seal(folder)
     return folder
