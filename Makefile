@@ -7,8 +7,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test bench kernel lab setup deps workloads reference lock clean \
-	lint types api wheels nightly
+.PHONY: help report test test-all bench kernel lab setup deps workloads reference lock clean \
+	lint types api wheels nightly elsewhere
 
 help:    ## Show this list
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
@@ -17,7 +17,10 @@ report: setup  ## Measure on this machine (again only what is not measured yet) 
 	.venv/bin/rseqlab run --profile quick --resume
 	.venv/bin/rseqlab report
 
-test: setup    ## Run the tests (STAGE=NAME: only those of a stage; tests/conftest.py lists them)
+test: setup    ## Run the tests, without those that take long (STAGE=NAME: only a stage; tests/conftest.py lists them)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --quick $(if $(STAGE),--stage=$(STAGE))
+
+test-all: setup ## Run all tests (STAGE=NAME as above)
 	.venv/bin/python -m pytest -n 2 --dist loadfile $(if $(STAGE),--stage=$(STAGE))
 
 lint: setup    ## Check style and format (ruff)
@@ -38,6 +41,14 @@ nightly: setup ## All tests and what takes long: more attacks, repeats, programs
 
 bench: setup   ## Time every operation (OUT=FILE), and compare with an earlier time (AGAINST=FILE)
 	.venv/bin/rseqlab bench $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))
+
+# USER is set in most environments; only one that was given to make is meant.
+elsewhere: ## Run make report and make test on a bare SUITE=trixie (COMMANDS="report test" USER=reader KEEP=1 JSON=1)
+	@test -n "$(SUITE)" || { echo "Say which: make elsewhere SUITE=trixie" >&2; exit 2; }
+	@$(PYTHON) tools/elsewhere.py $(SUITE) $(if $(COMMANDS),--commands "$(COMMANDS)") \
+		$(if $(filter command,$(firstword $(origin USER))),--user "$(USER)") $(if $(MIRROR),--mirror "$(MIRROR)") \
+		$(if $(KEYRING),--keyring "$(KEYRING)") \
+		$(if $(KEEP),--keep) $(if $(QUIET),--quiet) $(if $(JSON),--json)
 
 kernel: setup  ## Build a kernel with slice extension and rseq statistics (optional; minutes, once)
 	.venv/bin/rseqlab kernels build

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ CHROMIUM_ARGUMENTS = (
     "--disable-sync",
     "--no-first-run",
 )
+NOT_RUN = pytest.StashKey[int]()
 PATIENCE = int(os.environ.get("RSEQLAB_TEST_PATIENCE", 1))
 """Factor of the deadlines of what tests start: more where the machine is emulated. No deadline is a measurement."""
 
@@ -36,21 +38,29 @@ STAGES = {
         "bench",
     ),
     "attack": ("attack",),
-    "options": ("options", "costs", "layout"),
+    "options": ("options", "redefine", "costs", "layout"),
     "notebooks": ("notebooks", "cli", "compare", "judgement", "shipped", "explore", "design", "magic"),
     "browser": ("published", "report", "jupyterlab"),
-    "kernels": ("vm", "guest_suite", "kernels_probe", "slice"),
+    "kernels": ("vm", "guest_suite", "kernels_probe", "kernel_redefine", "slice"),
     "programs": ("workloads", "census_files", "census_live", "census_packages", "census_trace"),
-    "package": ("wheels", "contributing", "doctests"),
+    "package": ("wheels", "contributing", "doctests", "elsewhere"),
 }
 """`--stage NAME` runs these files, in the order in which continuous integration does; all others are `unit`."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Heed SIGINT: a shell that starts the tests in the background has them, and all they start, ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(Workers)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """One option: the stage."""
+    """Two options: the stage, and whether only what is quick is run."""
     parser.addoption(
         "--stage", choices=tuple(STAGES), help="only the tests of this stage (tests/conftest.py)"
     )
+    parser.addoption("--quick", action="store_true", help="without the tests that are marked thorough")
 
 
 def stage_of(path: Path) -> str:
@@ -60,12 +70,40 @@ def stage_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only those of the stage, where one is named."""
+    """Only those of the stage, where one is named, and only the quick ones, where these are asked for."""
     wanted = config.getoption("--stage")
     if wanted is not None:
         others = [item for item in items if stage_of(item.path) != wanted]
         items[:] = [item for item in items if stage_of(item.path) == wanted]
         config.hook.pytest_deselected(items=others)
+    if config.getoption("--quick"):
+        thorough = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=thorough)
+        config.stash[NOT_RUN] = len(thorough)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist tells how many it left out; each of them collects all tests."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["not_run"] = session.config.stash.get(NOT_RUN, 0)
+
+
+class Workers:
+    """What xdist's workers tell as they end."""
+
+    @staticmethod
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(node: object) -> None:
+        """The number of tests that were left out."""
+        told = getattr(node, "workeroutput", {}).get("not_run", 0)
+        node.config.stash[NOT_RUN] = max(told, node.config.stash.get(NOT_RUN, 0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What was left out is said where the result is."""
+    if count := config.stash.get(NOT_RUN, 0):
+        terminalreporter.write_line(f"not run: {count} thorough tests; make test-all runs them")
 
 
 def require_or_skip(present: bool, what: str, remedy: str) -> None:

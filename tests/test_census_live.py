@@ -218,7 +218,7 @@ def test_the_kernel_lets_go_when_the_tracer_is_killed_with_a_thread_in_its_hands
         assert settled(one.pid, "S") and free(one.pid) and answers(one)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
 def test_a_census_that_is_ended_leaves_everybody_running(how):
     with threads(200) as many:
         for number in range(4):

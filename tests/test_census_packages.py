@@ -246,6 +246,7 @@ def test_a_package_that_kills_its_worker_twice_is_refused_and_the_others_are_not
     assert len(found) == 4
 
 
+@pytest.mark.thorough
 def test_a_worker_that_does_not_see_the_path_gets_the_bytes(packages, single, tmp_path):
     require_or_skip(have_distributed(), "the Python package distributed", "install rseqlab[cluster]")
     require_or_skip(os.geteuid() == 0, "the right to hide a folder from one process", "run the tests as root")

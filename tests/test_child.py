@@ -9,6 +9,7 @@ import time
 
 import pytest
 from children import crash, fail, finish, hang, leave_a_grandchild, raise_something, talk
+from processes import children_of
 
 from rseqlab.lab.child import Child, in_fork
 
@@ -99,12 +100,10 @@ def test_killing_the_parent_kills_the_child():
     """)
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     parent.stdout.readline()
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(parent.pid)], capture_output=True, text=True
-    ).stdout.split()
+    children = children_of(parent.pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    assert children and all(gone(int(pid)) for pid in children)
+    assert children and all(map(gone, children))
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_the_experiment_of_the_guide_runs(rseq_works, tmp_path):
     assert len(rows) == 20 and all(0 <= int(row["moves"]) <= int(row["yields"]) for row in rows)
 
 
+@pytest.mark.thorough
 def test_the_option_of_the_guide_has_cells(rseq_works, tmp_path):
     printed = follow("Add an option", tmp_path)
     rows = [row for row in table(tmp_path, "option-ptrace") if row["option"] == "reserve-symbol"]

@@ -8,7 +8,7 @@ from rseqlab.experiments import percpu_instructions, percpu_peers
 from rseqlab.lab import counted
 from rseqlab.lab.experiment import Task
 from rseqlab.study import counts
-from rseqlab.study.run import NotMeasured, open_run, reference_runs
+from rseqlab.study.run import SHIPPED, NotMeasured, open_run
 
 
 class Rows:
@@ -84,4 +84,4 @@ def test_rows_that_are_missing_are_shown_as_not_measured(show):
 
 def test_the_sentence_without_rows_says_so():
     assert counts.peers_in_a_sentence(Rows()).startswith("Not measured")
-    assert counts.peers_in_a_sentence(open_run(reference_runs()[-1]))
+    assert counts.peers_in_a_sentence(open_run(SHIPPED))

@@ -30,6 +30,7 @@ def test_the_examples_are_true(path):
     assert found.attempted > 0 and found.failed == 0
 
 
+@pytest.mark.thorough
 def test_the_reference_is_made_of_docstrings(tmp_path):
     command = [sys.executable, ROOT / "tools" / "api.py", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -17,16 +17,16 @@ from rseqlab.lab import bundle
 from rseqlab.study import evidence
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import claims
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run
 
-COMMAND = [sys.executable, "-m", "rseqlab.cli", "evidence", "--run", str(reference_runs()[-1])]
+COMMAND = [sys.executable, "-m", "rseqlab.cli", "evidence", "--run", SHIPPED]
 LONG_ID = "CAHk-=wjk-2c4XvWjdzc-bs9Hbgvy-p7ASSnKKphggr5qDoXRDQ-and-much-longer-still@mail.gmail.com"
 SENDER = '"Éric Ångström, of Ünïversity of Somewhere Far Away and Long" <eric@example.org>'
 
 
 @pytest.fixture(scope="module")
 def run():
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -116,12 +116,20 @@ def test_git_send_email_takes_it(message_file, tmp_path):
     ("arguments", "says"),
     [
         (["--mbox"], "--from"),
-        (["--to", "a@b"], "--mbox"),
-        (["--mbox", "--from", "nobody"], "no address"),
+        pytest.param(["--to", "a@b"], "--mbox", marks=pytest.mark.thorough),
+        pytest.param(["--mbox", "--from", "nobody"], "no address", marks=pytest.mark.thorough),
         (["--mbox", "--from", "a@b\nBcc: c@d"], "no address"),
-        (["--mbox", "--from", "a@b.c", "--to", ""], "no address"),
-        (["--mbox", "--from", "a@b.c", "--in-reply-to", "no id"], "no message id"),
-        (["--mbox", "--from", "a@b.c", "--in-reply-to", "<a@b> <c@d>"], "no message id"),
+        pytest.param(["--mbox", "--from", "a@b.c", "--to", ""], "no address", marks=pytest.mark.thorough),
+        pytest.param(
+            ["--mbox", "--from", "a@b.c", "--in-reply-to", "no id"],
+            "no message id",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(
+            ["--mbox", "--from", "a@b.c", "--in-reply-to", "<a@b> <c@d>"],
+            "no message id",
+            marks=pytest.mark.thorough,
+        ),
         (["--mbox", "--from", "a@b.c", "--subject", "one\nBcc: c@d"], "one line"),
     ],
 )

@@ -17,7 +17,17 @@ OF_THIS_MACHINE = sorted(name for name, one in catalogue().items() if one.group 
 """Those of other groups boot guests or run programs for minutes; they have tests of their own."""
 
 
-@pytest.mark.parametrize("name", OF_THIS_MACHINE)
+COMPILES_MUCH = ("option-alignment", "option-interposition", "option-two-libraries")
+"""Their test cases are executed in test_options.py as well."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.thorough if name in COMPILES_MUCH else ())
+        for name in OF_THIS_MACHINE
+    ],
+)
 def test_a_part_yields_what_it_plans(name, tmp_path):
     experiment = catalogue()[name]
     if reasons := experiment.unmet():

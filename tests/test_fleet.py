@@ -13,6 +13,7 @@ import time
 
 import pytest
 from conftest import PATIENCE, require_or_skip
+from processes import stopped_when
 
 from rseqlab import native
 from rseqlab.errors import LabError
@@ -155,6 +156,7 @@ def test_each_host_has_a_bundle_like_a_local_one_and_measures_one_part_at_a_time
     assert len({host["digest"] for host in document["hosts"]}) == 2
 
 
+@pytest.mark.thorough
 def test_two_parts_that_two_clients_want_of_one_host_are_measured_one_after_the_other(client, workers):
     workers("a", "a")
     experiment = catalogue()["abort-cost"]
@@ -197,6 +199,7 @@ def at_rows(study_folder, count, act):
     return show
 
 
+@pytest.mark.thorough
 def test_a_host_that_is_killed_is_lost_with_what_it_measured_kept_and_goes_on_later(
     client, workers, tmp_path, monkeypatch
 ):
@@ -259,6 +262,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.thorough
 def test_a_host_that_halts_is_called_a_straggler_and_given_up_at_the_deadline(
     client, workers, tmp_path, monkeypatch
 ):
@@ -335,11 +339,12 @@ def test_ctrl_c_keeps_what_was_measured_and_ends_what_runs_elsewhere(client, wor
     process = subprocess.Popen(
         [*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until(
+    with stopped_when(
+        process,
         lambda: any(path.read_bytes().count(b"\n") > 60 for path in folder.glob(f"*/{NAME}.csv")),
         "rows are here while the part is measured",
-    )
-    process.send_signal(signal.SIGINT)
+    ):
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60 * PATIENCE)
     assert process.returncode == 130, err
     assert json.loads(out)["kind"] == "interrupted" and "--resume" in err

@@ -10,10 +10,11 @@ import time
 import pytest
 from conftest import PATIENCE
 from IPython.core.completer import provisionalcompleter
+from processes import children_of, processes_naming
 
 from rseqlab.cli import magic
 from rseqlab.experiments import catalogue
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_tab_offers_every_experiment_but_those_that_are_named_already(shell):
 
 
 def test_a_run_is_opened_by_name_and_tab_knows_the_names(shell):
-    run = open_run(reference_runs()[-1])
+    run = open_run(SHIPPED)
     shell.user_ns["run"] = run
     assert 'run["cpu-id-read' in completed(shell, 'run["cpu-')
     assert run["cpu-id-read"].equals(run.table("cpu-id-read"))
@@ -76,7 +77,7 @@ def test_what_the_command_says_is_shown_and_a_failure_is_one(shell, capfd, monke
 
 KERNEL = """
 from jupyter_client.manager import start_new_kernel
-import json, sys, time
+import json, pathlib, sys, time
 manager, client = start_new_kernel()
 try:
     client.execute_interactive("%load_ext rseqlab", timeout=60)
@@ -85,7 +86,8 @@ try:
     while not any("Run:" in one for one in heard):
         message = client.get_iopub_msg(timeout=60)
         heard.append(message["content"].get("text", ""))
-    time.sleep(float(sys.argv[2]))
+    while not list(pathlib.Path(sys.argv[1]).glob("*.csv")):  # what is measured has begun
+        time.sleep(0.01)
     manager.interrupt_kernel()
     reply = client.get_shell_msg(timeout=60)
     while reply["parent_header"].get("msg_id") != asked:
@@ -102,7 +104,7 @@ finally:
 def test_an_interrupt_ends_the_command_keeps_its_rows_and_leaves_the_kernel_alive(tmp_path):
     folder = tmp_path / "run"
     said = subprocess.run(
-        [sys.executable, "-c", KERNEL, str(folder), "3"],
+        [sys.executable, "-c", KERNEL, str(folder)],
         env=os.environ | {"IPYTHONDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -113,14 +115,9 @@ def test_an_interrupt_ends_the_command_keeps_its_rows_and_leaves_the_kernel_aliv
     assert (seen["status"], seen["ename"], seen["said"].strip()) == ("error", "KeyboardInterrupt", "42")
     assert json.loads((folder / "run.json").read_text())["ended"] is None  # and --resume goes on
     deadline = time.monotonic() + 10
-    while left := processes_of(folder):
+    while left := processes_naming(str(folder)):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-
-
-def processes_of(folder) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, text=True).stdout.split()
-    return [pid for pid in map(int, found) if pid != os.getpid()]
 
 
 def test_the_child_dies_with_the_kernel():
@@ -140,8 +137,3 @@ def test_the_child_dies_with_the_kernel():
     while any(os.path.exists(f"/proc/{pid}/exe") for pid in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def children_of(pid: int) -> list[int]:
-    said = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [int(one) for one in said]

@@ -10,7 +10,7 @@ import pytest
 from rseqlab.study import notebook
 from rseqlab.study.claims import WHY_NOT
 from rseqlab.study.notebook import NotebookError
-from rseqlab.study.run import reference_runs
+from rseqlab.study.run import SHIPPED, reference_runs
 
 PATHS = notebook.notebooks()
 TYPED_IN = re.compile(r"\d+(?:[.,]\d+)?\s*(?:ns|µs|us|ms|s|%|x|times|bytes|instructions)\b", re.I)
@@ -32,9 +32,10 @@ def test_form(path):
     assert any(cell.source.startswith("## Limits") for cell in node.cells)
 
 
+@pytest.mark.thorough
 def test_all_of_them_run_on_the_shipped_run_and_say_which_it_is():
     seen = []
-    executed = dict(notebook.execute(PATHS, reference_runs()[-1], lambda *progress: seen.append(progress)))
+    executed = dict(notebook.execute(PATHS, SHIPPED, lambda *progress: seen.append(progress)))
     assert list(executed) == [path.stem for path in PATHS]
     for name, node in executed.items():
         text = "".join(
@@ -91,11 +92,13 @@ def test_a_failing_cell_fails_the_build_by_name_and_ends_the_others(tmp_path, mo
     assert gone(int(pid.read_text()))
 
 
+@pytest.mark.thorough
 def test_a_kernel_that_dies_fails_the_build_by_name(tmp_path):
     with pytest.raises(NotebookError, match=r"^dies\.ipynb: cell 2: the kernel died"):
         run(written(tmp_path, dies=["import os; os.kill(os.getpid(), 9)"]))
 
 
+@pytest.mark.thorough
 def test_the_order_is_that_of_the_names_and_no_notebook_sees_another(tmp_path, monkeypatch):
     """The first goes on only when the second is through: they are executed at the same time."""
     monkeypatch.setattr(notebook, "lanes", lambda: 2)

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from processes import stopped_when
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
@@ -23,11 +24,13 @@ def lab(*arguments, **options) -> subprocess.CompletedProcess:
     )
 
 
-def wait_for_rows(table, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while not (table.exists() and table.read_bytes().count(b"\n") > count):
-        assert time.monotonic() < deadline, f"{table} has no {count} rows after a minute"
-        time.sleep(0.02)
+def stopped_with_rows(process: subprocess.Popen, table, count: int):
+    """The run, stopped while it has more than so many rows and is not at its end."""
+    return stopped_when(
+        process,
+        lambda: table.exists() and table.read_bytes().count(b"\n") > count,
+        f"{table} has {count} rows",
+    )
 
 
 RUN = ("abort-cost", "percpu-counter", "registration-rules")
@@ -91,16 +94,18 @@ def test_another_profile_does_not_mix_in(quick):
     assert result.returncode == 1 and "--profile quick" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["registration-rules", "cpu-id-read"])
+@pytest.mark.parametrize(
+    "name", ["registration-rules", pytest.param("cpu-id-read", marks=pytest.mark.thorough)]
+)
 def test_kill_minus_nine_loses_nothing_that_was_measured(name, tmp_path):
     folder = tmp_path / "killed"
     table = folder / f"{name}.csv"
     process = subprocess.Popen(
         [*COMMAND, "run", name, "--out", str(folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    wait_for_rows(table, 150)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with stopped_with_rows(process, table, 150):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     measured = table.read_bytes()
     unfinished = lab("bundle", "verify", folder)
     assert unfinished.returncode == 1 and "not finished" in unfinished.stderr
@@ -121,8 +126,8 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_rows(folder / "registration-rules.csv", 50)
-    process.send_signal(signal.SIGINT)
+    with stopped_with_rows(process, folder / "registration-rules.csv", 50):
+        process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and "--resume" in err and "Traceback" not in err
     assert json.loads(out)["kind"] == "interrupted"
@@ -131,20 +136,22 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(tmp_path):
     assert lab("run", "registration-rules", "--out", folder, "--resume").returncode == 0
 
 
+@pytest.mark.thorough
 def test_two_sessions_do_not_write_into_one_bundle(tmp_path):
     folder = tmp_path / "one"
     first = subprocess.Popen(
         [*COMMAND, "run", "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_for_rows(folder / "cpu-id-read.csv", 5)
-        second = lab("run", "--out", folder, "--resume")
+        with stopped_with_rows(first, folder / "cpu-id-read.csv", 5):
+            second = lab("run", "--out", folder, "--resume")
         assert second.returncode == 1 and "Another rseqlab" in second.stderr
     finally:
         first.kill()
         first.wait()
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_an_error_and_leaves_whole_rows(tmp_path):
     """The kernel refuses to let any file grow past 20 kB, as a full disk would."""
     folder = tmp_path / "full"
@@ -195,6 +202,7 @@ def test_a_container_that_hides_sys_measures_all_the_same(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_an_experiment_that_crashed_is_tried_again_and_the_bundle_sealed_anew(tmp_path):
     folder = tmp_path / "crashed"
     assert lab("run", "registration-rules", "--out", folder).returncode == 0
@@ -212,6 +220,7 @@ def test_an_experiment_that_crashed_is_tried_again_and_the_bundle_sealed_anew(tm
     assert json.loads(path.read_text())["experiments"]["registration-rules"]["status"] == "pass"
 
 
+@pytest.mark.thorough
 def test_rows_of_other_code_are_kept_and_never_mixed(tmp_path):
     """After a change of the code: a sealed run stays, and a new one takes over what still holds."""
     runs = tmp_path / "runs"

@@ -22,6 +22,7 @@ BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
 CONDA_NAMES = {
     "playwright": "playwright-python",
     "capstone": "python-capstone",
+    "fastjsonschema": "python-fastjsonschema",
     "libarchive-c": "python-libarchive-c",
 }
 CONDA_ONLY = {"python", "pip", "make", "c-compiler", "libarchive"}
@@ -138,6 +139,7 @@ BARE_DEBIAN = bootstrap.Machine(
     has_libc_headers=False,
     has_python_headers=False,
     has_ensurepip=False,
+    has_libarchive=False,
     python="/usr/bin/python3.13",
     system_python="/usr/bin/python3.13",
     version="3.13",
@@ -148,20 +150,20 @@ def packages(machine):
     return [need.package for need in bootstrap.missing(machine)]
 
 
-def test_a_bare_debian_lacks_four_packages():
-    assert packages(BARE_DEBIAN) == ["gcc", "libc6-dev", "python3-dev", "python3-venv"]
+def test_a_bare_debian_lacks_five_packages():
+    assert packages(BARE_DEBIAN) == ["gcc", "libc6-dev", "python3-dev", "python3-venv", "libarchive13"]
     command = bootstrap.install_command(packages(BARE_DEBIAN))
-    assert "\n" not in command and command.endswith(" gcc libc6-dev python3-dev python3-venv")
+    assert "\n" not in command and command.endswith(" gcc libc6-dev python3-dev python3-venv libarchive13")
 
 
 def test_another_python_of_debian_has_packages_of_its_own():
     machine = BARE_DEBIAN._replace(python="/usr/bin/python3.11", version="3.11")
-    assert packages(machine)[2:] == ["python3.11-dev", "python3.11-venv"]
+    assert packages(machine)[2:4] == ["python3.11-dev", "python3.11-venv"]
 
 
 def test_a_python_from_elsewhere_has_no_package():
     machine = BARE_DEBIAN._replace(python="/opt/python/bin/python3.13", has_ensurepip=True)
-    *_, headers = bootstrap.missing(machine)
+    headers = bootstrap.missing(machine)[2]
     assert headers.package is None
     assert "/opt/python/bin/python3.13 was installed without it" in bootstrap.describe([headers], apt=True)
 

@@ -6,6 +6,7 @@ What needs the real kernel runs where one is cached, and is skipped by name else
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,7 +103,12 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(tmp_path, monkey
     assert re.search(r"apt-get install .*\bbison\b.*\bgcc-aarch64-linux-gnu\b", said)
 
 
+def patch_is_there() -> None:
+    require_or_skip(shutil.which("patch") is not None, "patch", "install it with `make deps`")
+
+
 def test_a_patch_applies_or_is_refused_in_its_own_words(tmp_path):
+    patch_is_there()
     (tmp_path / "kernel").mkdir()
     file = tmp_path / "kernel" / "rseq.c"
     file.write_text("one\ntwo\nthree\n")
@@ -116,6 +122,7 @@ def test_a_patch_applies_or_is_refused_in_its_own_words(tmp_path):
 
 
 def test_a_patch_cannot_reach_out_of_the_source(tmp_path):
+    patch_is_there()
     (tmp_path / "tree").mkdir()
     (tmp_path / "victim").write_text("one\n")
     patch = "--- a/../victim\n+++ b/../victim\n@@ -1 +1 @@\n-one\n+two\n"

@@ -1,7 +1,6 @@
 """Kernels in QEMU: what is fetched, what boots, and what a hostile guest, image or package source can do."""
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -165,9 +164,7 @@ def test_no_guest_outlives_the_lab(guests, number, code):
     given = kernels.find("6.1", "x86_64").image
     command = [*COMMAND, "run", "--kernel", str(given), "--offline"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    # A shell that starts the tests in the background has them ignore SIGINT, and so would what they start.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, **pipes, preexec_fn=heed) as process:
+    with subprocess.Popen(command, **pipes) as process:
         deadline = time.monotonic() + 60
         while not (running := _children(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -146,6 +146,7 @@ def test_it_is_the_installed_package_that_runs(installed):
     assert done.stdout.startswith(str(installed.home / "venv")), done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_it_reads_what_it_ships(installed):
     claims = said(installed("rseqlab", "claims", "--json"))
     assert claims["origin"] == "shipped reference run" and len(claims["claims"]) > 10
@@ -155,6 +156,7 @@ def test_it_reads_what_it_ships(installed):
     assert said(installed("rseqlab", "doctor", "--json"))["native"]["available"]
 
 
+@pytest.mark.thorough
 def test_it_measures_into_the_reader_s_data_folder_and_compiles_into_the_cache(installed):
     """And nothing is written anywhere else: not where it was started, not where it is installed."""
     before = files(installed.home / "venv")
@@ -164,7 +166,9 @@ def test_it_measures_into_the_reader_s_data_folder_and_compiles_into_the_cache(i
     code = "from rseqlab.lab import compile; print(compile.cache_folder())"
     assert installed("python", "-I", "-c", code).stdout.strip() == str(cache / "compiled")
     report = said(installed("rseqlab", "report", "--json"))
-    assert report["origin"] == "local run" and Path(report["path"]) == data / "report" / "index.html"
+    assert report["origin"] == "local and shipped runs"
+    assert (report["runs"][0]["origin"], report["runs"][0]["experiments"]) == ("local run", ["cpu-id-read"])
+    assert Path(report["path"]) == data / "report" / "index.html"
     assert len(Path(report["path"]).read_text()) > 100_000
     assert not list((installed.home / "anywhere").iterdir())
     assert files(installed.home / "venv") == before

@@ -11,6 +11,7 @@ What set-up has finished is recorded in .venv/setup.json as digests of what it w
 rather than times, because a git checkout changes times; and what was interrupted is not recorded.
 """
 
+import ctypes.util
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -53,6 +54,7 @@ class Machine(NamedTuple):
     has_libc_headers: bool
     has_python_headers: bool
     has_ensurepip: bool
+    has_libarchive: bool
     python: str  # this interpreter, links resolved, never one of a venv
     system_python: str  # what /usr/bin/python3 resolves to, "" where there is none
     version: str  # "3.11"
@@ -84,6 +86,8 @@ def look_at_machine() -> Machine:
         else os.path.exists("/usr/include/stdio.h"),
         has_python_headers=os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
         has_ensurepip=has_module("ensurepip"),
+        # As libarchive-c, the locked package that loads it, looks for it.
+        has_libarchive=bool(os.environ.get("LIBARCHIVE") or ctypes.util.find_library("archive")),
         python=base_python(),
         system_python=os.path.realpath("/usr/bin/python3") if os.path.exists("/usr/bin/python3") else "",
         version="{}.{}".format(*sys.version_info[:2]),
@@ -147,6 +151,15 @@ def missing(machine: Machine) -> List[Need]:
                 "Python's module ensurepip",
                 stem and stem + "-venv",
                 "part of python3 on most systems, py3-pip on Alpine" if stem else another,
+            )
+        )
+    if machine.linux and not machine.has_libarchive:
+        # Where the package is libarchive13t64 (from Debian 13 on), it provides this name too.
+        needs.append(
+            Need(
+                "the library that reads packages and archives (libarchive)",
+                "libarchive13",
+                "libarchive on Fedora, Arch and Alpine, libarchive13 on openSUSE",
             )
         )
     return needs
@@ -231,19 +244,14 @@ OPTIONAL = (
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
     Tool("a reader of PDF files", ("pdftotext",), ("poppler-utils",)),
     Tool("a reader of the kernel's tracepoints", ("bpftrace",), ("bpftrace",)),
-    Tool(
-        "a reader of archives",
-        tuple(
-            f"/usr/lib/{triplet}/libarchive.so.13" for triplet in ("x86_64-linux-gnu", "aarch64-linux-gnu")
-        ),
-        ("libarchive13t64", "libarchive13"),
-    ),
     Tool("an emulator of x86-64 machines", ("qemu-system-x86_64",), ("qemu-system-x86",)),
     Tool("an emulator of arm64 machines", ("qemu-system-aarch64",), ("qemu-system-arm",)),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.
     Tool(
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
     ),
+    Tool("what applies patches", ("patch",), ("patch",)),
+    Tool("a maker of Debian roots", ("mmdebstrap",), ("mmdebstrap",)),
     Tool("git send-email", ("/usr/lib/git-core/git-send-email",), ("git-email",)),
     Tool(
         "what git send-email reads addresses with",

@@ -152,5 +152,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     prepare=builds.prepares(LIBRARY),
-    sources=("experiments/c/ping_pong.c", "experiments/c/ping_pong_sides.h", "experiments/c/rseq_call.h"),
 )

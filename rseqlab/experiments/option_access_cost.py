@@ -338,5 +338,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     prepare=_prepare,
-    sources=tuple(f"experiments/c/{path.name}" for path in sorted(_C.glob("access*"))),
 )

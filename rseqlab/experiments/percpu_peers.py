@@ -153,10 +153,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     prepare=_prepare,
-    sources=(
-        "experiments/c/time_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/librseq.py",
-    ),
 )

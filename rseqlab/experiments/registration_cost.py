@@ -156,5 +156,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     prepare=builds.prepares(LIBRARY),
-    sources=("experiments/c/registration.c", "experiments/c/rseq_call.h"),
 )

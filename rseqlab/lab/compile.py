@@ -15,12 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import rseqlab
-from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
+from rseqlab.paths import PACKAGE, cache_folder
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 Made = TypeVar("Made")
 TIMEOUT_S = 120
 
@@ -47,16 +45,6 @@ class Target:
     def command(self, output: Path) -> list[str]:
         """Sources first, so that libraries and objects among the flags are linked after them."""
         return [self.compiler, *map(str, self.sources), *self.flags, "-o", str(output)]
-
-
-def cache_folder() -> Path:
-    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout, or ``compiled`` in the reader's cache folder."""
-    from rseqlab.lab.runner import CHECKOUT  # not above: it brings jsonschema, and children import this
-
-    if given := os.environ.get("RSEQLAB_CACHE"):
-        return Path(given)
-    home = CHECKOUT / "build" if CHECKOUT else host.user_folder("XDG_CACHE_HOME", ".cache")
-    return home / "compiled"
 
 
 FILLED_BY = "filled-by.json"

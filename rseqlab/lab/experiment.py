@@ -5,10 +5,11 @@ generator that runs in a child process and yields one dict per row.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rseqlab import host, native
+from rseqlab import native
 from rseqlab.lab import probe
 
 PLACE = ("build", "process")
@@ -98,8 +99,6 @@ class Experiment:
     measure: Callable[[Task], Iterator[dict]]
     group: str = "machine"
     """One of GROUPS."""
-    sources: tuple[str, ...] = ()
-    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
 
     prepare: Callable[[Mapping], str | None] | None = None
     """Called with a part's arguments before its deadline runs: makes what the part needs, and says why that cannot
@@ -132,10 +131,7 @@ def measure_part(request: Mapping) -> Iterator[dict]:
 
 
 def _not_linux() -> str | None:
-    facts, _ = host.facts()
-    return (
-        None if facts["platform"] == "linux" else f"rseq is a Linux system call; this is {facts['platform']}"
-    )
+    return None if sys.platform == "linux" else f"rseq is a Linux system call; this is {sys.platform}"
 
 
 LINUX = Need("Linux", _not_linux)

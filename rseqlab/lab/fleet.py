@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rseqlab
+from rseqlab import microarchitecture
 from rseqlab.errors import LabError
 from rseqlab.lab import bundle, remote, runner
 from rseqlab.lab.bundle import BundleError, Writer
@@ -616,7 +617,9 @@ def describe(machine: Mapping) -> str:
         cpus = "cpu"
     kernel = ".".join(re.findall(r"\d+", facts["kernel_release"] or "")[:2])
     words = re.sub(r"\(.*?\)", "", facts["cpu_model"] or "")
-    text = f"{facts['arch']}-{words[:30]}-{cpus}-linux-{kernel}".lower()
+    core = microarchitecture.core_of(facts)
+    words = words[:30] + (f"-{core.name}" if core else "")
+    text = f"{facts['arch']}-{words}-{cpus}-linux-{kernel}".lower()
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-._")[:90]
 
 

@@ -16,6 +16,8 @@ struct rl_configuration {
 
 const char *rl_arch(void);
 const char *rl_compiler(void);
+const char *rl_compile_flags(void);
+int rl_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint32_t rl_signature(void);
 
 int rl_rseq(void *area, uint32_t length_bytes, int flags, uint32_t signature);
@@ -52,6 +54,7 @@ enum rl_result {
 enum rl_by { RL_BY_CPU_ID, RL_BY_NODE_ID, RL_BY_MM_CID, ... };
 struct rl_percpu {
 	char *base;
+	size_t stride_bytes;
 	uint32_t shift;
 	uint32_t indices;
 	enum rl_by by;

@@ -15,12 +15,12 @@ import pandas as pd
 from rseqlab import abi
 from rseqlab.errors import UsageError
 from rseqlab.lab import stats, verdict
-from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.lab.verdict import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, VERDICTS, Allowed, Judgement
 from rseqlab.options.criteria import CRITERION, outcome
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study import citations, kernel_counts, rates
+from rseqlab.paths import project_root
+from rseqlab.study import citations, kernel_counts, rates, redefinition
 from rseqlab.study.levels import LEVELS, levels
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.reading import NOTHING, Reading, WatchedRun, plain, reading
@@ -529,7 +529,7 @@ def answers_as_documented(run, claim, question):
 def unknown_lengths_refused(run, claim):
     """No length beyond what the kernel allocates fields for was accepted."""
     feature, align = (
-        run.facts.get(f"at_rseq_{name}_bytes") or abi.ORIGINAL_SIZE_BYTES
+        run.facts_of(claim.experiment).get(f"at_rseq_{name}_bytes") or abi.ORIGINAL_SIZE_BYTES
         for name in ("feature_size", "align")
     )
     known = max(abi.ORIGINAL_SIZE_BYTES, -(-feature // align) * align)
@@ -885,6 +885,23 @@ def loader_warns(run, claim, case):
     return Finding(HOLDS if told[case] != "nothing" else FAILS, f"The loader says {words}.")
 
 
+# ---- who else defines what libc exports ----
+
+
+@_rule
+def names_taken_over(run, claim, fate):
+    """Every test case of that kind ends in this fate: a function of redefinition, which says what it counts."""
+    kinds = {
+        "redirected": (redefinition.redirected, "new threads are registered where the definition says"),
+        "left_alone": (redefinition.left_alone, "new threads are registered where libc says"),
+        "killed": (redefinition.killed, "programs are ended by a signal"),
+        "resized": (redefinition.resized, "new threads get the defined length, or die of it"),
+    }
+    count, what = kinds[fate]
+    found = count(run)
+    return _share(found.good, found.all, f"{what}, under {found.where}: {found.how}")
+
+
 def _ranges(numbers: Iterable[float]) -> str:
     """Consecutive whole numbers as ranges: 32, 40 to 42."""
     runs: list[list[int]] = []
@@ -900,7 +917,7 @@ def weaknesses(run: StudyRun) -> list[str]:
     """In words, what makes parts of this run a weak basis: null comparisons, spread, steal, what was left out."""
     found = []
     for name, record in run.bundle.run["experiments"].items():
-        if record["status"] != "pass" or record["reason"]:
+        if record["status"] not in ("pass", "skip"):  # what is missing here is a footnote (study/missing.py)
             found.append(
                 f"{name}: {record['status'] or 'not finished'}{': ' + record['reason'] if record['reason'] else ''}"
             )

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure as Canvas
 
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
+from rseqlab.host import cpu_title
 from rseqlab.lab import verdict
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
@@ -81,7 +82,7 @@ class Comparison:
     def names(self) -> list[str]:
         """A letter and what tells each run from the others."""
         return [
-            f"{letter}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
+            f"{letter}: {cpu_title(run.facts)}, Linux {run.facts['kernel_release']}, "
             f"{run.facts['libc']}, {run.id}"
             for letter, run in zip(self.letters, self.runs, strict=True)
         ]

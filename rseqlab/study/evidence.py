@@ -35,7 +35,7 @@ from rseqlab.study.claims import (
 )
 from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.run import NotMeasured, StudyRun, count
 from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
 
 COLUMNS = 75
@@ -128,6 +128,7 @@ def _introduction(run: StudyRun) -> list[str]:
             "slightly less efficient. This is what an executable study of that question says on one machine. Its numbers "
             "were measured by the commands below; only who uses rseq is cited, from the sources that those rows name."
         ),
+        *([paragraph(f"Whose rows: {run.whose}; the list is under Environment.")] if run.sources else []),
         heading("Answers"),
         *(
             paragraph(f"{one.question} {one.sentence}", "   ", f"{number}. ")
@@ -146,16 +147,16 @@ def _introduction(run: StudyRun) -> list[str]:
 
 def _environment(run: StudyRun) -> list[str]:
     facts = [paragraph(f"{label}: {value}", "    ", "  ") for label, value in run.machine().items()]
-    profile = run.bundle.run["profile"]
-    made = [
-        paragraph(f"run: {run.id} ({run.origin}, profile {profile})", "    ", "  "),
-        f"  digest: {run.bundle.digest}",
-    ]
-    for group, other in sorted(run.others.items()):
-        made += [
-            paragraph(f"run of {group}: {other.id} ({other.origin})", "    ", "  "),
-            f"  digest: {other.bundle.digest}",
-        ]
+    made = []
+    for one in run.runs:
+        profile, shown = one.bundle.run["profile"], count(run.shown_of(one))
+        said = f"run: {one.id} ({one.origin}, profile {profile}), {shown}"
+        made += [paragraph(said, "    ", "  "), f"  digest: {one.digest}"]
+    if len(run.runs) > 1:
+        made.append(paragraph(f"Digest of all: {run.digest}", "  "))
+    made += [paragraph(f"Note: {text}", "  ") for text in run.notes]
+    if run.footnote:
+        made.append(paragraph(f"Note: {run.footnote.line}", "  "))
     weak = [paragraph(f"Note: {text}", "  ") for text in weaknesses(run)]
     return [heading("Environment"), "\n".join([*facts, *made]), *weak]
 
@@ -206,7 +207,8 @@ def _timed(run: StudyRun, experiment: str, title: str, condition: str | None, st
 
 
 def _command(run: StudyRun, *experiments: str) -> str:
-    return f"  $ rseqlab run --profile {run.bundle.run['profile']} {' '.join(experiments)}"
+    profile = run.source(experiments[0]).bundle.run["profile"]
+    return f"  $ rseqlab run --profile {profile} {' '.join(experiments)}"
 
 
 @_section

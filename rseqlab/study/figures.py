@@ -218,7 +218,7 @@ def counter(run: StudyRun) -> Figure:
         + "; ".join(
             f"{row.technique}, {row.threads} threads: {row.median_ns:.2f} ns" for row in numbers.itertuples()
         ),
-        f"What a shared counter costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
+        f"What a shared counter costs on {len(parse_cpu_list(run.facts_of(experiment)['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
         f"registered by {start}.",
         numbers,
     )
@@ -268,7 +268,7 @@ def operations(run: StudyRun) -> Figure:
         + "; ".join(
             f"{row.technique}, {row.threads}: {row.median_ns:.2f} ns" for row in numbers.itertuples()
         ),
-        f"What an operation costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
+        f"What an operation costs on {len(parse_cpu_list(run.facts_of(experiment)['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
         "to take something out and to put it back. CPU time: waiting for a lock does not show.",
         numbers,
     )
@@ -467,7 +467,7 @@ def first_use(run: StudyRun) -> Figure:
         "Dot plot on a log axis: ns of the only read in a fresh thread. "
         + "; ".join(f"{row.access}: {row.median_ns:.0f} ns" for row in first.itertuples()),
         f"What the first read in a thread costs; {first['samples'].min()} threads or more a dot. The clock's "
-        f"resolution is {run.facts.get('clock_resolution_ns')} ns by its own account.",
+        f"resolution is {run.facts_of('option-access-cost').get('clock_resolution_ns')} ns by its own account.",
         first.drop(columns=["option", "tls_model", "loaded", "check", "order"]),
     )
 

@@ -103,7 +103,9 @@ class WatchedRun(StudyRun):
     @classmethod
     def of(cls, run: StudyRun) -> "WatchedRun":
         """A watched twin of a run."""
-        return cls(run.bundle, run.origin, run.note, run.others, run=run)
+        return cls(
+            run.bundle, run.origin, run.notes, run.sources, run.skipped, run.older_full, run.opened, run=run
+        )
 
     def table(self, name: str) -> pd.DataFrame:
         self.asked[name] = None
@@ -118,6 +120,12 @@ class WatchedRun(StudyRun):
     def facts(self) -> _Facts:
         """The machine's facts, by name; which are asked for is noted."""
         return _Facts(self.run.facts)
+
+    def facts_of(self, experiment: str) -> _Facts:
+        """As above, of the machine of an experiment's rows."""
+        watched = _Facts(self.run.facts_of(experiment))
+        watched.asked = self.facts.asked
+        return watched
 
 
 def plain(run: StudyRun) -> StudyRun:

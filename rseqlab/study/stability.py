@@ -21,9 +21,9 @@ from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle, verdict
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
-from rseqlab.lab.runner import project_root
 from rseqlab.lab.stats import Interval
 from rseqlab.lab.verdict import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED
+from rseqlab.paths import project_root
 from rseqlab.study.claims import Claim, claims, judge
 from rseqlab.study.rates import rates
 from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun

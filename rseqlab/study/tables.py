@@ -481,17 +481,8 @@ def here() -> Table:
         }
         for name in doctor.RSEQ_VALUES
     ]
-    rows += [
-        {
-            "what": f"experiment {one['name']}",
-            "value": "can run" if one["can_run"] else "; ".join(one["reasons"]),
-        }
-        for one in document["experiments"]
-    ]
-    rows += [
-        {"what": f"optional {tool['name']}", "value": tool["found"] or f"not found; {tool['remedy']}"}
-        for tool in document["tools"]
-    ]
+    lines = [*doctor.what_can_run(document), *doctor.optional_tools(document)]
+    rows += [dict(zip(("what", "value"), line.split(": ", 1), strict=True)) for line in lines]
     return Table(
         pd.DataFrame([{"what": "kernel", "value": document["kernel"]}, *rows]),
         "The machine that executes this notebook",
