@@ -27,6 +27,7 @@ from rseqlab.study.hardware import hardware
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
 from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun
+from rseqlab.study.stability import letters_of
 from rseqlab.study.tables import Sentences, Table
 
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
@@ -47,12 +48,6 @@ def open_runs(folders: list[Path]) -> list[StudyRun]:
             "study that `rseqlab bundle merge` made."
         )
     return found
-
-
-def letters_of(place: int) -> str:
-    """A to Z, AA to AZ, and so on, as spreadsheets name columns."""
-    before, last = divmod(place, 26)
-    return (letters_of(before - 1) if before else "") + chr(65 + last)
 
 
 def grouped(words: dict[str, str]) -> str:
