@@ -45,12 +45,12 @@ def code(path: Path, function: str) -> list[tuple[int, str]]:
 
 
 def body(path: Path, function: str) -> list[str]:
-    """The instructions of a function's loop: from the target of its last backward jump to that jump."""
+    """The instructions of a loop: from the target of the last conditional jump back to that jump."""
     every = code(path, function)
     jumps = [
         (int(found[1], 16), address)
         for address, text in every
-        if (found := re.match(r"(?:j\w+|b\.\w+|cbn?z \w+,|b) *([0-9a-f]+) <", text))
+        if (found := re.match(r"(?:j(?!mp)\w+|b\.\w+|cbn?z \w+,) *([0-9a-f]+) <", text))
         and int(found[1], 16) < address
     ]
     first, last = max(jumps, key=lambda jump: jump[1])

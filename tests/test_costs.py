@@ -309,7 +309,7 @@ COSTS = (ACCESS, CODE, COUNT, MEMORY, REGISTRATION, SWITCH)
 def small_run(tmp_path_factory):
     """A real run of all five, as short as it can be."""
     require_or_skip(missing() is None, "cc", "install gcc")
-    tiny = {"processes": 2, "rounds": 2, "batch_ns": 1_000_000}
+    tiny = {"builds": 2, "processes": 2, "rounds": 2, "batch_ns": 1_000_000}
     with pytest.MonkeyPatch.context() as patch:
         for experiment in COSTS:
             module = sys.modules[experiment.module]
