@@ -2,16 +2,20 @@
 
 import csv
 import json
-import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
+from runs import copy_of
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
-from rseqlab.study.run import NotMeasured, reference_runs
+from rseqlab.paths import project_root
+from rseqlab.study.run import NotMeasured
 
 BUILDS = 8
+SHIPPED = project_root() / "data" / "reference" / "x86_64-amd-epyc-2cpu-linux-6.18.zip"
+"""Measured before there were builds."""
 
 
 class Rows:
@@ -27,10 +31,13 @@ class Rows:
         return self.tables[name]
 
 
-def in_builds(folder: Path, builds: int = BUILDS) -> Path:
-    """The shipped run with a build and a process in each row; what has other columns today is left out."""
-    shutil.copytree(reference_runs()[-1], folder)
-    record = json.loads((folder / "run.json").read_text())
+def in_builds(folder: Path, builds: int | None = BUILDS, only: Collection[str] = ()) -> Path:
+    """The shipped run with a build and a process in each row, or with neither; what has other columns is left out.
+
+    ``only``: no other experiments than these.
+    """
+    copy_of(SHIPPED, folder)
+    record = json.loads((folder / "run.json").read_text()) | {"version": bundle.VERSION}
     for name in list(record["experiments"]):
         path, columns = folder / f"{name}.csv", catalogue()[name].all_columns()
         if not path.exists():
@@ -38,7 +45,7 @@ def in_builds(folder: Path, builds: int = BUILDS) -> Path:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
         lacking = {column.name for column in columns} - set(rows[0] if rows else ()) - {"build", "process"}
-        if lacking:
+        if lacking or (only and name not in only):
             path.unlink()
             del record["experiments"][name]
             continue
@@ -48,9 +55,9 @@ def in_builds(folder: Path, builds: int = BUILDS) -> Path:
             writer.writeheader()
             for row in rows:
                 number = numbers[row["part"]]
-                where = {"build": number % builds, "process": number // builds}
+                where = {"build": number % builds, "process": number // builds} if builds else {}
                 kept = {column.name for column in columns}
-                writer.writerow({key: value for key, value in (row | where).items() if key in kept})
+                writer.writerow({name: (row | where).get(name, "") for name in kept})
     (folder / "run.json").write_text(json.dumps(record))
     bundle.seal(folder)
     return folder

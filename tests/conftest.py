@@ -36,6 +36,7 @@ STAGES = {
         "experiments",
         "run",
         "bench",
+        "builds",
     ),
     "attack": ("attack",),
     "options": ("options", "redefine", "costs", "layout"),

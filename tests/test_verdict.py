@@ -35,9 +35,10 @@ def built(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def old():
+def old(tmp_path_factory):
     """A run of before there were builds."""
-    return StudyRun(Bundle(reference_runs()[-1], catalogue()), CHOSEN)
+    folder = in_builds(tmp_path_factory.mktemp("old") / "run", None)
+    return StudyRun(Bundle(folder, catalogue()), CHOSEN)
 
 
 # ---- the rule ----

@@ -23,9 +23,11 @@ from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
 from rseqlab.study import kernels
 from rseqlab.study.claims import FAILS, HOLDS, NOT_MEASURED, Verdicts, judge
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
+from rseqlab.study.hardware import hardware
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
 from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun
+from rseqlab.study.stability import letters_of
 from rseqlab.study.tables import Sentences, Table
 
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
@@ -46,12 +48,6 @@ def open_runs(folders: list[Path]) -> list[StudyRun]:
             "study that `rseqlab bundle merge` made."
         )
     return found
-
-
-def letters_of(place: int) -> str:
-    """A to Z, AA to AZ, and so on, as spreadsheets name columns."""
-    before, last = divmod(place, 26)
-    return (letters_of(before - 1) if before else "") + chr(65 + last)
 
 
 def grouped(words: dict[str, str]) -> str:
@@ -103,7 +99,9 @@ class Comparison:
 
     def machines(self) -> Table:
         """The facts of each machine; those that differ come first, and of many machines alone."""
-        facts = [_facts(run) for run in self.runs]
+        facts = [_facts(run) | hardware(run) for run in self.runs]
+        labels = list(dict.fromkeys(label for one in facts for label in one))
+        facts = [{label: one.get(label, "not recorded") for label in labels} for one in facts]
         if self.many:
             differ = [label for label in facts[0] if len({str(one[label]) for one in facts}) > 1]
             rows = [

@@ -23,6 +23,7 @@ from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
 from rseqlab.lab.stats import Interval
 from rseqlab.lab.verdict import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED
+from rseqlab.microarchitecture import cpu_title
 from rseqlab.paths import project_root
 from rseqlab.study.claims import Claim, claims, judge
 from rseqlab.study.rates import rates
@@ -126,12 +127,20 @@ def compiled_code(claim: Claim, one: dict, other: dict) -> str | None:
 def processor(claim: Claim, one: dict, other: dict) -> str | None:
     """Claims about times: the CPU executes the same instructions at another price."""
     timed = claim.experiment in MEASURES or claim.experiment.startswith("workload-")
-    found = _differ(one, other, *CPU_FACTS)
-    return f"the CPU, {found}" if timed and found else None
+    differs = any(_differ(one, other, name) for name in CPU_FACTS)
+    return f"the CPU, {cpu_title(one)} against {cpu_title(other)}" if timed and differs else None
 
 
-CPU_FACTS = ("microarchitecture", "cpu_model", "arch")
-"""The first that both machines know tells their processors apart."""
+CPU_FACTS = (
+    "arch",
+    "cpu_vendor",
+    "cpu_family",
+    "cpu_model_number",
+    "cpu_implementer",
+    "cpu_part",
+    "cpu_model",
+)
+"""What tells one processor from another. A stepping or a microcode is no other one."""
 
 
 # ---- rows ----
@@ -228,7 +237,7 @@ class Stability:
             names = ("distribution", "libc", "compiler", "cpu")
             rows.append(
                 {
-                    "": letter(place),
+                    "": letters_of(place),
                     "run": name,
                     **dict(zip(names, world, strict=True)),
                     "repeat": seen[world],
@@ -238,7 +247,7 @@ class Stability:
 
     def table(self) -> Table:
         """Every measured claim: its verdict and effect on each run, contrary ones first."""
-        letters = {name: letter(place) for place, name in enumerate(self.runs)}
+        letters = {name: letters_of(place) for place, name in enumerate(self.runs)}
         rows = []
         for claim, found in sorted(self.by_claim.items(), key=lambda one: KINDS[::-1].index(_kind(one[1]))):
             cells = {letters[row.run]: row.short for row in found}
@@ -300,10 +309,10 @@ def _is_contrary(rows: Iterable[Row]) -> bool:
     return {HOLDS, FAILS} <= {row.verdict for row in rows}
 
 
-def letter(place: int) -> str:
-    """A to Z, AA to AZ, and so on."""
+def letters_of(place: int) -> str:
+    """A to Z, AA to AZ, and so on, as spreadsheets name columns."""
     before, last = divmod(place, 26)
-    return (letter(before - 1) if before else "") + chr(65 + last)
+    return (letters_of(before - 1) if before else "") + chr(65 + last)
 
 
 # ---- from runs ----
@@ -357,10 +366,9 @@ def _names(runs: Sequence[StudyRun]) -> list[str]:
 def world(run: StudyRun) -> tuple[str, str, str, str]:
     """(distribution, libc, compiler, CPU) of a run's machine."""
     facts = run.facts
-    cpu = facts.get("microarchitecture") or facts.get("cpu_model") or facts.get("arch")
-    known = (facts.get("distribution"), facts.get("libc"), facts.get("native_compiler"), cpu)
-    distribution, libc, compiler, processor_ = (str(fact) if fact else "unknown" for fact in known)
-    return distribution, libc, compiler, processor_
+    known = (facts.get("distribution"), facts.get("libc"), facts.get("native_compiler"), cpu_title(facts))
+    distribution, libc, compiler, cpu = (str(fact) if fact else "unknown" for fact in known)
+    return distribution, libc, compiler, cpu
 
 
 def _causes(claim: Claim, found: Sequence[tuple[str, StudyRun]]) -> str:
