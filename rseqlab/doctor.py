@@ -1,6 +1,7 @@
 """What this machine is, what rseq is on it, and which experiments can run here. Measures nothing."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rseqlab import host, native, rseq
@@ -52,6 +53,33 @@ def examine() -> dict:
         "experiments": [_experiment(experiment) for experiment in catalogue().values()],
         "tools": [_tool(name, commands) for name, commands in OPTIONAL_TOOLS.items()],
     }
+
+
+def what_can_run(document: Mapping) -> list[str]:
+    """In lines, of the doctor's document: the experiments that can run, and those that cannot, by reason."""
+    able = [one["name"] for one in document["experiments"] if one["can_run"]]
+    reasons: dict[str, list[str]] = {}
+    for one in document["experiments"]:
+        if not one["can_run"]:
+            reasons.setdefault("; ".join(one["reasons"]), []).append(one["name"])
+    return [
+        f"{len(able)} of {len(document['experiments'])} experiments can run here: {', '.join(able) or 'none'}",
+        *(f"cannot run: {', '.join(names)}: {reason}" for reason, names in reasons.items()),
+    ]
+
+
+def optional_tools(document: Mapping) -> list[str]:
+    """In lines, of the doctor's document: the optional tools that are there, and one command for all that are not."""
+    found = [f"{tool['name']} ({tool['found']})" for tool in document["tools"] if tool["found"]]
+    missing = [tool for tool in document["tools"] if not tool["found"]]
+    lines = [f"optional tools: {', '.join(found)}"] if found else []
+    if missing:
+        remedies = " && ".join(dict.fromkeys(tool["remedy"] for tool in missing))
+        lines.append(
+            f"optional tools that are missing: {', '.join(tool['name'] for tool in missing)}; install them with: "
+            f"{remedies}"
+        )
+    return lines
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,34 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from rseqlab import abi, native
+from rseqlab.facts import Facts, Unknown, collect, parse_cpu_list, read
+from rseqlab.hardware import HARDWARE, cpuinfo
+from rseqlab.microarchitecture import cpu_title
+from rseqlab.software import SOFTWARE
 
-_FACTS: dict[str, Callable[[], object]] = {}
+__all__ = ["ADDED", "ARCHITECTURES", "IDENTITY", "Unknown", "allowed_cpus", "arch", "cpu_title", "facts"]
+__all__ += ["parse_cpu_list", "possible_cpus", "possible_nodes", "steal_ticks"]
+
+_FACTS = Facts()
+_fact = _FACTS.fact
+
+ADDED = (*HARDWARE, *SOFTWARE)
+"""The facts that machine.json has since its schema version 2."""
 
 IDENTITY = (
     "arch",
     "kernel_release",
     "kernel_version",
     "cpu_model",
+    "cpu_vendor",
+    "cpu_family",
+    "cpu_model_number",
+    "cpu_stepping",
+    "cpu_implementer",
+    "cpu_part",
     "cpus_online",
     "cpus_allowed",
     "libc",
@@ -33,52 +49,9 @@ ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "a
 """The lab's spelling for what platforms call themselves."""
 
 
-def user_folder(variable: str, below_home: str) -> Path:
-    """The reader's own folder for this package: in what an XDG variable names, or in its usual place.
-
-    A relative path in the variable is not one, as the XDG base directory specification has it.
-    """
-    given = Path(os.environ.get(variable) or ".")
-    return (given if given.is_absolute() else Path.home() / below_home) / "rseqlab"
-
-
-def _fact(function):
-    _FACTS[function.__name__.strip("_")] = function
-    return function
-
-
-class Unknown(Exception):
-    """A fact cannot be had here; the message says why."""
-
-
 def facts() -> tuple[dict[str, object], dict[str, str]]:
     """(values, reasons): every fact by name, None where unknown, and then the reason by the same name."""
-    values, reasons = {}, {}
-    for name, find in _FACTS.items():
-        try:
-            values[name] = find()
-        except OSError as error:
-            values[name], reasons[name] = None, f"{error.filename}: {error.strerror}"
-        except (Unknown, ValueError, KeyError, TypeError, native.NativeUnavailable) as error:
-            values[name], reasons[name] = None, str(error) or type(error).__name__
-    return values, reasons
-
-
-def parse_cpu_list(text: str) -> list[int]:
-    """The kernel's list format, such as ``0-2,5``, as numbers.
-
-    >>> parse_cpu_list("0-2,5")
-    [0, 1, 2, 5]
-    """
-    cpus: list[int] = []
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        cpus.extend(range(int(first), int(last or first) + 1))
-    return cpus
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(errors="replace").strip()
+    return collect({**_FACTS, **HARDWARE, **SOFTWARE})
 
 
 def arch() -> str:
@@ -94,7 +67,7 @@ def possible_cpus() -> int:
     not leave by itself.
     """
     try:
-        return max(parse_cpu_list(_read("/sys/devices/system/cpu/possible"))) + 1
+        return max(parse_cpu_list(read("/sys/devices/system/cpu/possible"))) + 1
     except OSError:
         return allowed_cpus()[-1] + 1
 
@@ -102,7 +75,7 @@ def possible_cpus() -> int:
 def possible_nodes() -> int:
     """One more than the highest number of a NUMA node; 1 where the kernel does not say."""
     try:
-        return max(parse_cpu_list(_read("/sys/devices/system/node/possible"))) + 1
+        return max(parse_cpu_list(read("/sys/devices/system/node/possible"))) + 1
     except OSError:
         return 1
 
@@ -128,25 +101,12 @@ def _kernel_version():
 
 
 @_fact
-def _kernel_config():
-    import gzip
-
-    wanted = re.compile(r"^(?:# )?(CONFIG_(?:DEBUG_)?RSEQ\w*)(?:=| is not set)", re.M)
-    for path in ("/proc/config.gz", f"/boot/config-{platform.release()}"):
-        if os.path.exists(path):
-            data = Path(path).read_bytes()
-            text = (gzip.decompress(data) if path.endswith(".gz") else data).decode(errors="replace")
-            return [line.strip() for line in text.splitlines() if wanted.match(line)]
-    raise Unknown("neither /proc/config.gz nor /boot/config-* is there")
-
-
-@_fact
 def _cpu_model():
-    for line in _read("/proc/cpuinfo").splitlines():
+    for line in cpuinfo().splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "Model"):
             return value.strip()
-    ids = re.findall(r"^CPU (implementer|part)\s*:\s*(\S+)", _read("/proc/cpuinfo"), re.M)
+    ids = re.findall(r"^CPU (implementer|part)\s*:\s*(\S+)", cpuinfo(), re.M)
     if ids:
         return " ".join(f"{name} {value}" for name, value in ids[:2])
     raise Unknown("/proc/cpuinfo names no model")
@@ -154,22 +114,22 @@ def _cpu_model():
 
 @_fact
 def _cpus_possible():
-    return _read("/sys/devices/system/cpu/possible")
+    return read("/sys/devices/system/cpu/possible")
 
 
 @_fact
 def _cpus_online():
-    return _read("/sys/devices/system/cpu/online")
+    return read("/sys/devices/system/cpu/online")
 
 
 @_fact
 def _cpus_allowed():
-    return re.search(r"^Cpus_allowed_list:\s+(\S+)", _read("/proc/self/status"), re.M)[1]
+    return re.search(r"^Cpus_allowed_list:\s+(\S+)", read("/proc/self/status"), re.M)[1]
 
 
 @_fact
 def _threads_per_core():
-    return len(parse_cpu_list(_read("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")))
+    return len(parse_cpu_list(read("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")))
 
 
 @_fact
@@ -193,7 +153,7 @@ def _libc():
 @_fact
 def _libc_package():
     """The distribution's own revision: Debian's glibc 2.36, for one, carries a change of 2.40."""
-    for paragraph in _read("/var/lib/dpkg/status").split("\n\n"):
+    for paragraph in read("/var/lib/dpkg/status").split("\n\n"):
         if paragraph.startswith("Package: libc6\n"):
             return re.search(r"^Version: (.+)$", paragraph, re.M)[1]
     raise Unknown("no Debian package database")
@@ -224,7 +184,7 @@ def _raise_no_entry():
 
 @_fact
 def _clock_source():
-    return _read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    return read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 
 
 @_fact
@@ -234,12 +194,12 @@ def _clock_resolution_ns():
 
 @_fact
 def _governor():
-    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 @_fact
 def _aslr():
-    return int(_read("/proc/sys/kernel/randomize_va_space"))
+    return int(read("/proc/sys/kernel/randomize_va_space"))
 
 
 @_fact
@@ -248,9 +208,9 @@ def _virtualisation():
     vendor = ""
     for path in ("/sys/class/dmi/id/sys_vendor", "/sys/hypervisor/type"):
         if os.path.exists(path):
-            vendor = _read(path)
+            vendor = read(path)
             break
-    if "hypervisor" in _read("/proc/cpuinfo"):
+    if "hypervisor" in cpuinfo():
         return f"hypervisor ({vendor or 'it does not give its name'})"
     if arch() == "x86_64":
         return "none"
@@ -259,7 +219,7 @@ def _virtualisation():
 
 def steal_ticks() -> tuple[int, int]:
     """(steal, total) ticks of all CPUs since boot, /proc/stat."""
-    ticks = [int(word) for word in _read("/proc/stat").splitlines()[0].split()[1:9]]
+    ticks = [int(word) for word in read("/proc/stat").splitlines()[0].split()[1:9]]
     return ticks[7], sum(ticks)
 
 
@@ -277,7 +237,7 @@ def _load_average():
 @_fact
 def _seccomp_mode():
     """0 none, 1 strict, 2 filter (proc_pid_status(5))."""
-    return int(re.search(r"^Seccomp:\s+(\d)", _read("/proc/self/status"), re.M)[1])
+    return int(re.search(r"^Seccomp:\s+(\d)", read("/proc/self/status"), re.M)[1])
 
 
 @_fact

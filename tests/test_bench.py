@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from rseqlab.errors import LabError
@@ -17,29 +18,30 @@ COMMAND = [sys.executable, "-m", "rseqlab.cli", "bench"]
 MACHINE = {"arch": "x86_64", "kernel_release": "6.18"}
 
 
-def rows(**values_ns):
-    """Raw rows of eight processes of eight rounds: each technique's own time, the same in every batch up to 0.2 %."""
+def rows(builds=8, **values_ns):
+    """Raw rows of two processes of each build: each technique's own time, the same in every batch up to 0.2 %."""
     return [
-        {"part": f"p{process}", "round": number, "threads": threads, "technique": technique,
-         "cpu_ns_per_operation": value * threads * (1 + (process + number) / 5000)}
+        {"part": f"p{build}-{process}", "build": build, "process": process, "round": number, "threads": threads,
+         "technique": technique, "cpu_ns_per_operation": value * threads * (1 + (build + number) / 5000)}
         for technique, value in values_ns.items()
-        for process in range(8)
-        for number in range(8)
+        for build in range(builds)
+        for process in range(2)
+        for number in range(4)
         for threads in (1, 2)
     ]  # fmt: skip
 
 
-def document(**values_ns) -> dict:
+def document(builds=8, **values_ns) -> dict:
     found = {
         "schema": "rseqlab/bench",
-        "version": 1,
+        "version": 2,
         "lab_version": "0",
         "profile": "quick",
         "started": "2026-01-01T00:00:00Z",
         "machine": MACHINE,
         "steal_percent": {"percpu-ops": 0.0},
         "variants": bench.summary(bench.Benchmark("percpu-ops", ("technique",), "cpu_ns_per_operation"),
-                                  rows(**{re.sub("_again$", "-again", name): value for name, value in values_ns.items()})),
+                                  rows(builds, **{re.sub("_again$", "-again", name): value for name, value in values_ns.items()})),
         "comparison": None,
     }  # fmt: skip
     bundle.validate(found, "bench", "the test's")
@@ -54,7 +56,7 @@ def test_only_one_thread_counts_and_the_interval_holds_the_median():
     [row] = document(rseq=2.0)["variants"]
     assert row["low_ns"] <= row["median_ns"] <= row["high_ns"]
     assert row["median_ns"] == pytest.approx(2.0, rel=0.01)
-    assert (row["samples"], row["processes"], row["carries_a_verdict"]) == (64, 8, True)
+    assert (row["samples"], row["processes"], len(row["builds_ns"])) == (64, 16, 8)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,16 @@ def test_only_one_thread_counts_and_the_interval_holds_the_median():
     [(2.0, 1.5, "faster"), (2.0, 2.5, "slower"), (2.0, 2.0, "no difference")],
 )
 def test_a_verdict_needs_the_whole_interval_on_one_side(before_ns, now_ns, expected):
-    then, now = document(rseq=before_ns, mutex=5.0), document(rseq=now_ns, mutex=5.0)
-    assert verdicts(now, then) == {"rseq": expected, "mutex": "no difference"}
+    then = document(rseq=before_ns, mutex=5.0, mutex_again=5.0)
+    now = document(rseq=now_ns, mutex=5.0, mutex_again=5.0)
+    found = verdicts(now, then)
+    assert (found["rseq"], found["mutex"]) == (expected, "no difference")
 
 
 def test_a_machine_that_runs_slower_now_is_no_slower_code():
-    then, now = document(rseq=2.0, mutex=5.0), document(rseq=2.2, mutex=5.5)
-    assert verdicts(now, then) == {"rseq": "undecided", "mutex": "undecided"}
+    then = document(rseq=2.0, mutex=5.0, mutex_again=5.0)
+    now = document(rseq=2.2, mutex=5.5, mutex_again=5.5)
+    assert set(verdicts(now, then).values()) == {"undecided"}
 
 
 def test_what_differs_from_itself_by_more_is_undecided():
@@ -76,14 +81,47 @@ def test_what_differs_from_itself_by_more_is_undecided():
     assert verdicts(now, then)["rseq"] == "undecided"
 
 
-def test_few_samples_carry_no_verdict():
-    then, now = document(rseq=2.0), document(rseq=4.0)
-    then["variants"][0]["carries_a_verdict"] = False
-    assert verdicts(now, then) == {"rseq": "undecided"}
+@pytest.mark.parametrize(
+    ("arguments", "lacks"),
+    [
+        ({"builds": 7, "rseq_again": 2.0}, "measured in 7 builds; a verdict needs 8"),
+        ({"builds": 1, "rseq_again": 2.0}, "measured in one build; a verdict needs 8"),
+        ({}, "there is no A/A control"),
+    ],
+)
+def test_too_few_builds_and_no_control_carry_no_verdict_and_say_so(arguments, lacks):
+    then, now = document(rseq=2.0, **arguments), document(rseq=4.0, **arguments)
+    (row,) = (row for row in bench.compare(now, then) if row["variant"]["technique"] == "rseq")
+    assert (row["verdict"], row["lacks"]) == ("no verdict", lacks)
+
+
+def test_the_interval_that_is_shown_is_the_one_that_was_judged():
+    """Whatever the numbers: no verdict contradicts what is printed beside it."""
+    draw = np.random.default_rng(2)
+    for _ in range(50):
+        numbers = {name: float(value) for name, value in zip("abcdef", draw.uniform(1, 3, 6), strict=True)}
+        then = document(**numbers, a_again=numbers["a"])
+        now = document(
+            **{name: value * draw.uniform(0.9, 1.1) for name, value in numbers.items()}, a_again=2.0
+        )
+        for row in bench.compare(now, then):
+            expected = (
+                "slower" if row["low"] > 1 else "faster" if row["high"] < 1
+                else "no difference" if row["low"] >= 1 / 1.05 and row["high"] <= 1.05
+                else "undecided"
+            )  # fmt: skip
+            assert row["verdict"] == expected, row
 
 
 def test_only_variants_that_both_have_are_compared():
-    assert verdicts(document(rseq=2.0), document(rseq=2.0, mutex=5.0)) == {"rseq": "no difference"}
+    first, second = document(rseq=2.0, rseq_again=2.0), document(rseq=2.0, rseq_again=2.0, mutex=5.0)
+    assert verdicts(first, second) == {"rseq": "no difference", "rseq-again": "no difference"}
+
+
+def test_a_document_of_one_build_is_refused_with_what_to_do(tmp_path):
+    path = written(tmp_path, document(rseq=2.0) | {"version": 1})
+    with pytest.raises(LabError, match=r"one build.*rseqlab bench --out"):
+        bench.read(path)
 
 
 def test_what_is_not_this_projects_code_is_a_control():

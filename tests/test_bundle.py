@@ -2,15 +2,15 @@
 
 import json
 import os
-import shutil
 
 import pytest
+import runs
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
 from rseqlab.lab.bundle import Bundle, BundleError
 from rseqlab.lab.experiment import GROUPS
-from rseqlab.study.run import reference_runs
+from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, reference_runs
 
 TABLE = "cpu-id-read.csv"
 
@@ -18,7 +18,7 @@ TABLE = "cpu-id-read.csv"
 @pytest.fixture
 def folder(tmp_path):
     """A copy of a shipped run, to be damaged."""
-    return shutil.copytree(reference_runs()[-1], tmp_path / "run")
+    return runs.renewed(runs.copy_of(reference_runs()[-1], tmp_path / "run"))
 
 
 def edit(folder, name, change, seal=True):
@@ -30,7 +30,7 @@ def edit(folder, name, change, seal=True):
 
 def refused(folder, *words):
     with pytest.raises(BundleError) as error:
-        Bundle(folder, catalogue())
+        Bundle(folder, catalogue()).check()
     for word in words:
         assert word in str(error.value), error.value
 
@@ -51,7 +51,7 @@ def change_row(number, column, value):
 
 def test_every_shipped_run_is_sound():
     for shipped in (folder for group in GROUPS for folder in reference_runs(group)):
-        Bundle(shipped, catalogue())
+        Bundle(shipped, catalogue()).check()
 
 
 def test_a_changed_number_is_found_by_its_checksum(folder):
@@ -86,6 +86,31 @@ def test_a_missing_column(folder):
     refused(folder, TABLE, "columns missing", "reason")
 
 
+def test_a_missing_column_is_null_in_a_run_of_an_older_schema(folder):
+    edit(folder, TABLE, lambda text: "\n".join(line.rsplit(",", 1)[0] for line in text.split("\n")))
+    edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": 1}))
+    rows = Bundle(folder, catalogue()).tables["cpu-id-read"]
+    assert rows and all(row["reason"] is None for row in rows)
+
+
+def test_a_table_of_an_older_schema_that_does_not_fit_any_more_is_not_measured(folder):
+    """Such a table costs itself and no more: the run is sound, and its other tables are read."""
+    for change in (
+        lambda text: text.replace("elapsed_ns", "elapsed", 1),
+        lambda text: text.replace("throughput", "thruput"),
+    ):
+        whole = (folder / TABLE).read_text()
+        edit(folder, TABLE, change)
+        edit(folder, "run.json", lambda text: json.dumps(json.loads(text) | {"version": 1}))
+        run = StudyRun(Bundle(folder, catalogue()).check(), CHOSEN)
+        with pytest.raises(
+            NotMeasured, match=r"cpu-id-read: the rows of run .* were measured by an older release"
+        ):
+            run.table("cpu-id-read")
+        assert len(run.table("option-dlopen"))
+        edit(folder, TABLE, lambda _, whole=whole: whole)
+
+
 def test_a_row_twice_a_row_too_few_and_a_short_row(folder):
     whole = (folder / TABLE).read_text()
     lines = whole.split("\n")
@@ -112,7 +137,7 @@ def test_a_missing_table_an_extra_table_and_missing_sums(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda run: run | {"version": 99}, ["version 99", "reads version 1"]),
+        (lambda run: run | {"version": 99}, ["version 99", "reads version 1 to 2"]),
         (lambda run: run | {"profile": "huge"}, ["profile", "huge"]),
         (lambda run: {name: run[name] for name in run if name != "started"}, ["started"]),
         (lambda run: run | {"surprise": 1}, ["surprise"]),

@@ -2,11 +2,11 @@
 
 import csv
 import json
-import shutil
 import subprocess
 import sys
 
 import pytest
+import runs
 
 from rseqlab.errors import UsageError
 from rseqlab.lab import bundle
@@ -19,7 +19,7 @@ COMMAND = [sys.executable, "-m", "rseqlab.cli", "report"]
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """The shipped run as another machine would have measured it: reads of the area four times as slow, one scene else."""
-    folder = shutil.copytree(reference_runs()[-1], tmp_path_factory.mktemp("other") / "run")
+    folder = runs.copy_of(reference_runs()[-1], tmp_path_factory.mktemp("other") / "run")
     lines = (folder / "cpu-id-read.csv").read_text().splitlines()
     place = {name: at for at, name in enumerate(lines[0].split(","))}
     changed = [lines[0]]
@@ -75,7 +75,7 @@ def test_any_number_of_runs_stands_on_one_page(other, tmp_path):
     """Seven: the shipped run, five of the same machine again, and the other machine."""
     folders = [reference_runs()[-1], other]
     for number in range(5):
-        folder = shutil.copytree(reference_runs()[-1], tmp_path / f"again-{number}")
+        folder = runs.copy_of(reference_runs()[-1], tmp_path / f"again-{number}")
         record = json.loads((folder / "run.json").read_text())
         record["run_id"] += f"-{number}"
         (folder / "run.json").write_text(json.dumps(record))
@@ -97,7 +97,7 @@ def test_any_number_of_runs_stands_on_one_page(other, tmp_path):
 
 def test_runs_of_kernels_are_told_apart_by_what_their_kernels_answer(tmp_path):
     shipped = reference_runs("kernels")[-1]
-    other = shutil.copytree(shipped, tmp_path / "other")
+    other = runs.copy_of(shipped, tmp_path / "other")
     with open(other / "kernel-matrix.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -1,6 +1,5 @@
 """The experiments on what the options cost: rows of the right shape, and checks that bite."""
 
-import dataclasses
 import errno
 import itertools
 import os
@@ -73,7 +72,7 @@ def test_every_way_of_reading_is_timed_and_its_sum_is_right():
 def test_a_wrong_sum_or_a_refusal_of_the_loop_fails_the_part(lie, tmp_path):
     part = ACCESS.plan("quick")[0]
     liar = tmp_path / "liar"
-    liar.write_text(f"#!/bin/sh\n{' '.join(part.arguments['command'])} | sed -u '{lie}'\n")
+    liar.write_text(f"#!/bin/sh\n{' '.join(option_access_cost.build_number(0).command())} | sed -u '{lie}'\n")
     liar.chmod(0o755)
     arguments = {**part.arguments, "command": [str(liar)], "rounds": 1}
     child = Child(
@@ -394,14 +393,9 @@ def test_an_architecture_without_a_cross_compiler_is_not_measured(small_run):
         small_run.bundle.run["experiments"]["option-access-code"] = record
 
 
-def test_no_two_claims_share_an_id_and_every_source_of_an_experiment_is_there():
+def test_no_two_claims_share_an_id():
     ids = [claim.id for claim in claims.claims()]
     assert len(set(ids)) == len(ids)
-    for experiment in COSTS:
-        assert experiment.sources, experiment.name
-        before = runner.code_digest(experiment)
-        assert before == runner.code_digest(experiment)
-        assert before != runner.code_digest(dataclasses.replace(experiment, sources=experiment.sources[1:]))
 
 
 def test_the_totals_of_the_memory_table_are_the_layouts(small_run):

@@ -1,32 +1,20 @@
 """The tables of counts and of the comparison with librseq, on rows with a known answer."""
 
-import pandas as pd
 import pytest
+from built_runs import Rows
 from conftest import require_or_skip
 
 from rseqlab.experiments import percpu_instructions, percpu_peers
 from rseqlab.lab import counted
 from rseqlab.lab.experiment import Task
 from rseqlab.study import counts
-from rseqlab.study.run import NotMeasured, open_run, reference_runs
-
-
-class Rows:
-    """A run with these tables and no others."""
-
-    def __init__(self, **tables):
-        self.tables = {name.replace("_", "-"): pd.DataFrame(rows) for name, rows in tables.items()}
-
-    def table(self, name):
-        if name not in self.tables:
-            raise NotMeasured(f"{name} is not part of this run.")
-        return self.tables[name]
+from rseqlab.study.run import SHIPPED, NotMeasured, open_run
 
 
 def timed(**times_ns):
-    """Rows of eight processes of eight rounds; every way of every operation takes its time, give or take 0.2 %."""
+    """Rows of eight builds of eight rounds; every way of every operation takes its time, give or take 0.2 %."""
     return [
-        {"part": f"p{process}", "round": number, "who": who, "operation": operation, "bytes_copied": None,
+        {"part": f"p{process}", "build": process, "process": 0, "round": number, "who": who, "operation": operation, "bytes_copied": None,
          "ns_per_operation": ns * (1 + (process + number) % 5 / 2000), "peer": "headers"}
         for operation, ways in times_ns.items()
         for who, ns in zip(percpu_peers.WHO, ways, strict=True)
@@ -41,12 +29,15 @@ def test_a_verdict_beside_librseq_needs_the_whole_interval():
     loaded = counts.OFFSET["ours-offset-loaded"]
     assert frame["addv", loaded] == "as fast" and frame["cmpeqv_storev", loaded] == "slower"
     sentence = counts.peers_in_a_sentence(run)
-    assert sentence.startswith("Of 2 operations 1 are") and "cmpeqv_storev, 1.08" in sentence
+    assert sentence.startswith("Of 2 operations 1 are") and "cmpeqv_storev, 1.083" in sentence
 
 
-def test_few_samples_carry_no_verdict():
-    few = [row for row in timed(addv=(1.0, 1.0, 1.0, 1.2)) if row["part"] == "p0"]
-    assert set(counts.peers(Rows(percpu_peers=few)).frame["verdict"]) == {"too few samples"}
+def test_one_build_carries_no_verdict_and_the_table_says_so():
+    run = Rows(percpu_peers=[row for row in timed(addv=(1.0, 1.0, 1.0, 1.2)) if row["part"] == "p0"])
+    shown = counts.peers(run)
+    assert set(shown.frame["verdict"]) == {"undecided"}
+    for said in (shown.caption, counts.peers_in_a_sentence(run)):
+        assert "No verdict: measured in one build; a verdict needs 8." in said
 
 
 def test_both_architectures_stand_side_by_side_without_their_loop():
@@ -84,4 +75,4 @@ def test_rows_that_are_missing_are_shown_as_not_measured(show):
 
 def test_the_sentence_without_rows_says_so():
     assert counts.peers_in_a_sentence(Rows()).startswith("Not measured")
-    assert counts.peers_in_a_sentence(open_run(reference_runs()[-1]))
+    assert counts.peers_in_a_sentence(open_run(SHIPPED))

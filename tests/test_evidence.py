@@ -17,16 +17,16 @@ from rseqlab.lab import bundle
 from rseqlab.study import evidence
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import claims
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run
 
-COMMAND = [sys.executable, "-m", "rseqlab.cli", "evidence", "--run", str(reference_runs()[-1])]
+COMMAND = [sys.executable, "-m", "rseqlab.cli", "evidence", "--run", SHIPPED]
 LONG_ID = "CAHk-=wjk-2c4XvWjdzc-bs9Hbgvy-p7ASSnKKphggr5qDoXRDQ-and-much-longer-still@mail.gmail.com"
 SENDER = '"Éric Ångström, of Ünïversity of Somewhere Far Away and Long" <eric@example.org>'
 
 
 @pytest.fixture(scope="module")
 def run():
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,16 @@ import io
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import runs
 
 from rseqlab.experiments import catalogue
-from rseqlab.lab import bundle, exchange
+from rseqlab.lab import archive, bundle, exchange
 from rseqlab.lab.bundle import Bundle, BundleError
 from rseqlab.study.run import reference_runs
 
@@ -24,15 +24,7 @@ COMMAND = [sys.executable, "-m", "rseqlab.cli", "bundle"]
 @pytest.fixture
 def small(tmp_path):
     """A sound run of one experiment, cut out of the shipped one."""
-    shipped, folder = reference_runs()[-1], tmp_path / "small"
-    folder.mkdir()
-    document = bundle.read_run(shipped)
-    document["experiments"] = {"cpu-id-read": document["experiments"]["cpu-id-read"]}
-    bundle.write_json(folder / "run.json", document)
-    for name in ("machine.json", "cpu-id-read.csv"):
-        shutil.copy(shipped / name, folder)
-    bundle.seal(folder)
-    return folder
+    return runs.cut(reference_runs()[-1], tmp_path / "small", "cpu-id-read")
 
 
 def packed(path, members, prefix="run/"):
@@ -50,8 +42,8 @@ def contents(folder):
 
 
 def test_there_and_back_nothing_changes_and_the_bytes_repeat(small, tmp_path):
-    one = exchange.export(small, tmp_path / "one.tar.gz", catalogue())
-    two = exchange.export(small, tmp_path / "two.tar.gz", catalogue())
+    one = exchange.export(small, tmp_path / "one.zip", catalogue())
+    two = exchange.export(small, tmp_path / "two.zip", catalogue())
     assert one.path.read_bytes() == two.path.read_bytes()
     assert one.digest == bundle.digest(small) and not one.redacted
     place, run, new = exchange.import_(one.path, tmp_path / "runs", catalogue())
@@ -65,10 +57,10 @@ def test_private_words_do_not_leave(small, tmp_path):
     document["facts"]["cpu_model"] = f"chip of {os.path.expanduser('~')}/x in /home/somebody/y"
     (small / "machine.json").write_text(json.dumps(document))
     bundle.seal(small)
-    made = exchange.export(small, tmp_path / "out.tar.gz", catalogue())
+    made = exchange.export(small, tmp_path / "out.zip", catalogue())
     assert made.redacted == ("machine.json",) and made.digest != bundle.digest(small)
-    with tarfile.open(made.path) as archive:
-        everything = b"".join(archive.extractfile(member).read() for member in archive)
+    files = archive.files_of(made.path)
+    everything = b"".join(map(files.read, files.names()))
     assert b"somebody" not in everything and os.path.expanduser("~").encode() + b"/x" not in everything
     if len(platform.node()) > 3:
         assert f" {platform.node()} ".encode() not in everything
@@ -100,15 +92,15 @@ def special(name, kind, link=""):
     ],
 )
 def test_what_a_stranger_made_is_refused_and_leaves_nothing(tmp_path, members, says):
-    archive = packed(tmp_path / "hostile.tar.gz", members)
+    hostile = packed(tmp_path / "hostile.tar.gz", members)
     with pytest.raises(BundleError) as refusal:
-        exchange.import_(archive, tmp_path / "runs", catalogue())
+        exchange.import_(hostile, tmp_path / "runs", catalogue())
     assert says in str(refusal.value) and "\x1b" not in str(refusal.value)
     assert not list((tmp_path / "runs").iterdir())
 
 
 def test_a_changed_number_a_cut_archive_and_other_files_are_refused(small, tmp_path):
-    sound = exchange.export(small, tmp_path / "sound.tar.gz", catalogue()).path.read_bytes()
+    sound = exchange.export(small, tmp_path / "sound.zip", catalogue()).path.read_bytes()
     changed = [
         (name, data.replace(b"0.", b"1.") if name.endswith(".csv") else data)
         for name, data in contents(small)

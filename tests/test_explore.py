@@ -7,12 +7,12 @@ from rseqlab.errors import UsageError
 from rseqlab.lab import compile, probe
 from rseqlab.study import explore, figures
 from rseqlab.study.playground import OnAPage
-from rseqlab.study.run import NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import SHIPPED, NotMeasured, StudyRun, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
 def run() -> StudyRun:
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 def test_the_chosen_figure_has_the_numbers_of_the_whole_one(run):
@@ -37,7 +37,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(run):
 
 
 def test_where_no_kernel_was_booted_the_controls_are_the_reason():
-    alone = StudyRun(open_run(reference_runs()[-1]).bundle, "test")
+    alone = open_run(reference_runs()[-1])
     for shown in (explore.pick_kernels(alone), explore.kernel_answers(alone)):
         assert isinstance(shown, NotMeasured) and "kernel-matrix" in str(shown)
 

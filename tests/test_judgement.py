@@ -5,21 +5,22 @@ import random
 import numpy as np
 import pandas as pd
 import pytest
+from built_runs import Rows
 
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
-from rseqlab.lab import stats
+from rseqlab.lab import stats, verdict
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.timing import ROUND_TO, Variant, calibrate, interleaved
 from rseqlab.study import citations, claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
 from rseqlab.study.reading import MOST_ROWS, WatchedRun
-from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import CHOSEN, SHIPPED, NotMeasured, StudyRun, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
 def run():
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 def steady(ns_per_iteration):
@@ -97,13 +98,13 @@ def test_pairs_must_be_pairs():
 
 def test_instability_is_said_in_words_with_the_figure_and_the_remedy():
     steady_values, wild = [1.0] * 40, [1.0, 2.0] * 20
-    assert stats.instability("x", {"a": steady_values}) is None
-    said = stats.instability("x", {"a": steady_values, "b": wild})
+    assert verdict.instability("x", {"a": steady_values}) is None
+    said = verdict.instability("x", {"a": steady_values, "b": wild})
     assert "1 of 2" in said and "b" in said and "measure again" in said
-    assert "fewer than 30" in stats.instability("x", {"a": steady_values[:5]})
-    assert "differs by +5.0 %" in stats.null_verdict("x", stats.Interval(1.05, 1.04, 1.06, 40))
-    assert stats.null_verdict("x", stats.Interval(1.05, 0.9, 1.2, 40)) is None
-    assert "3.0 %" in stats.steal_verdict("x", 3.0) and stats.steal_verdict("x", None) is None
+    assert "fewer than 30" in verdict.instability("x", {"a": steady_values[:5]})
+    assert "differs from itself by +5.0 %" in verdict.control_note("x", stats.Interval(1.05, 1.04, 1.06, 40))
+    assert verdict.control_note("x", stats.Interval(1.05, 0.9, 1.2, 40)) is None
+    assert "3.0 %" in verdict.steal_note("x", 3.0) and verdict.steal_note("x", None) is None
 
 
 def test_every_claim_names_a_rule_and_an_experiment_that_exist():
@@ -128,7 +129,7 @@ def test_an_unknown_claim_is_answered_with_the_known_ones(run):
 
 
 @pytest.mark.parametrize(
-    ("rule", "effect", "threshold", "verdict"),
+    ("rule", "effect", "threshold", "expected"),
     [
         ("ratio_at_least", 3.0, 2.0, HOLDS),
         ("ratio_at_least", 1.5, 2.0, FAILS),
@@ -142,43 +143,48 @@ def test_an_unknown_claim_is_answered_with_the_known_ones(run):
         ("ratio_within", 1.05, 1.05, INCONCLUSIVE),
     ],
 )
-def test_verdicts_need_the_whole_interval(monkeypatch, run, rule, effect, threshold, verdict):
-    """The rules on an interval of ±1 %, placed by hand around the threshold."""
-    found = stats.Interval(effect, effect * 0.99, effect * 1.01, 40, 8)
-    monkeypatch.setattr(claims, "_compare", lambda *arguments: (found, found, "x"))
+def test_verdicts_need_the_whole_interval(rule, effect, threshold, expected):
+    """Rows of eight builds whose ratio lies within ±1 %, placed by hand around the threshold."""
+    assert finding_of(rule, effect, threshold).verdict == expected
+
+
+def finding_of(rule, effect, threshold, builds=8, control=True):
+    """A rule's finding on rows of two processes of three rounds of so many builds."""
+    rows = [
+        {"part": f"{build}-{process}", "build": build, "process": process, "round": number, "reader": reader,
+         "order": "o", "start": "s", "reason": None,
+         "ns_per_read": (effect * (1 + 0.01 * (build - 3.5) / 3.5) if reader == "a" else 1.0)}
+        for reader in ("a", "b", *(("libc-offset", "libc-offset-again") if control else ()))
+        for build in range(builds)
+        for process in range(2)
+        for number in range(3)
+    ]  # fmt: skip
     claim = claims.Claim("X", "s", "t", "performance", "cpu-id-read", rule, threshold)
-    assert RULES[rule](run, claim, "a/b", "c", "d").verdict == verdict
+    return RULES[rule](Rows(cpu_id_read=rows), claim, "a|b", "o", "s")
 
 
-@pytest.mark.parametrize(("samples", "processes"), [(29, 8), (40, 7), (1, 1)])
-def test_too_few_pairs_or_processes_give_no_verdict(monkeypatch, run, samples, processes):
-    found = stats.Interval(3.0, 3.0, 3.0, samples, processes)
-    monkeypatch.setattr(claims, "_compare", lambda *arguments: (found, found, "x"))
-    claim = claims.Claim("X", "s", "t", "performance", "cpu-id-read", "ratio_at_least", 2.0)
-    assert RULES["ratio_at_least"](run, claim, "a/b", "c", "d").verdict == INCONCLUSIVE
-
-
-def test_the_null_comparison_widens_an_interval(monkeypatch, run):
-    """What the same thing measured twice differs by is no effect: the verdict must survive it."""
-    claim = next(claim for claim in claims.claims() if claim.id == "C12")
-    _, plain, _ = claims._compare(run, claim, "libc-offset|own-tls", "throughput", "libc")
-    monkeypatch.setattr(claims, "_null_factor", lambda *arguments: 1.5)
-    _, wide, _ = claims._compare(run, claim, "libc-offset|own-tls", "throughput", "libc")
-    assert wide.low < plain.low and wide.high > plain.high
+def test_too_few_builds_and_no_control_give_no_verdict_and_say_so():
+    assert finding_of("ratio_at_least", 3.0, 2.0).verdict == HOLDS
+    for few, reason in (
+        ({"builds": 7}, "measured in 7 builds; a verdict needs 8"),
+        ({"control": False}, "there is no A/A control"),
+    ):
+        found = finding_of("ratio_at_least", 3.0, 2.0, **few)
+        assert found.verdict == INCONCLUSIVE and found.measured.endswith(f"No verdict: {reason}.")
 
 
 def test_what_a_run_lacks_is_shown_as_not_measured(run):
-    record = run.bundle.run["experiments"]["cpu-id-read"]
-    run.bundle.run["experiments"]["cpu-id-read"] = record | {"status": "skip", "reason": "no <rseq> here"}
+    bundle = run.source("cpu-id-read").bundle
+    record = bundle.run["experiments"]["cpu-id-read"]
+    bundle.run["experiments"]["cpu-id-read"] = record | {"status": "skip", "reason": "no <rseq> here"}
     try:
         figure = figures.cpu_id_read(run)
         assert isinstance(figure, NotMeasured) and "no <rseq> here" in str(figure)
         assert "no &lt;rseq&gt; here" in figure._repr_html_()
         assert claims.judge(run, "C63")[0].finding.verdict == NOT_MEASURED
         assert isinstance(tables.costs(run, "cpu-id-read"), NotMeasured)
-        assert any("skip" in sentence for sentence in claims.weaknesses(run))
     finally:
-        run.bundle.run["experiments"]["cpu-id-read"] = record
+        bundle.run["experiments"]["cpu-id-read"] = record
 
 
 @pytest.mark.parametrize("figure", [figures.cpu_id_read, figures.counter, figures.accepted_lengths])

@@ -11,8 +11,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "rseqlab"
 
 LAYERS = [
-    {"errors"},
-    {"native"},
+    {"errors", "paths"},
+    {"native", "facts"},
+    {"microarchitecture"},
+    {"hardware", "software"},
     {"abi", "host", "layout", "rseq", "percpu"},
     {"lab"},
     {"options", "vm", "census"},

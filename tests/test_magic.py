@@ -14,7 +14,7 @@ from processes import children_of, processes_naming
 
 from rseqlab.cli import magic
 from rseqlab.experiments import catalogue
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run, reference_runs
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_tab_offers_every_experiment_but_those_that_are_named_already(shell):
 
 
 def test_a_run_is_opened_by_name_and_tab_knows_the_names(shell):
-    run = open_run(reference_runs()[-1])
+    run = open_run(SHIPPED)
     shell.user_ns["run"] = run
     assert 'run["cpu-id-read' in completed(shell, 'run["cpu-')
     assert run["cpu-id-read"].equals(run.table("cpu-id-read"))

@@ -20,7 +20,7 @@ from rseqlab.options.parties import Consumer, Setup
 from rseqlab.options.scenes import Case
 from rseqlab.options.schemes import FUTURE_256, ORIGINAL, SCHEME, SCHEMES, SLICE, SPARE_USED
 from rseqlab.study.matrix import Matrix
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run
 
 STRONG = ('-DDEFINES="globl"',)
 LIBRARY = Consumer("one", ORIGINAL)
@@ -68,6 +68,46 @@ def test_nothing_is_overwritten_where_nobody_interposes_or_sizes_are_agreed():
     ):
         row = played(setup)
         assert row["overwritten_bytes"] == 0 and outcome(row).good, row
+
+
+def test_what_is_refused_under_another_libc_by_the_case_itself_is_still_an_outcome(tmp_path):
+    for path in loaded_libc():
+        shutil.copy(path, tmp_path / Path(path).name)
+    setup = Setup(SCHEME["version-symbol"], ORIGINAL, (Consumer("one", SLICE),), program=SLICE)
+    row = scenes.row(Case("new-consumer", "test", setup), tmp_path)
+    assert "version `RSEQ_2' not found" in row["said"] and outcome(row).manner == "refused"
+
+
+def test_no_stand_in_takes_a_name_that_the_real_libc_defines():
+    """Of libc.so and its loader: what a stand-in defines, too, libc itself may read. (malloc is replaced on purpose.)"""
+
+    def defined(path) -> set[str]:
+        said = subprocess.run(
+            ["nm", "-D", "--defined-only", str(path)], capture_output=True, text=True, check=True
+        )
+        return {line.split()[-1].partition("@")[0] for line in said.stdout.splitlines()}
+
+    require_or_skip(bool(shutil.which("nm")), "nm", "install binutils")
+    of_libc = set().union(*map(defined, loaded_libc()))
+    assert "__rseq_offset" in of_libc or "malloc" in of_libc
+    for scheme in SCHEMES:
+        for layout in [one for one in (ORIGINAL, SLICE) if one.bytes <= scheme.largest_bytes]:
+            linked = parties.provider(scheme, layout)
+            made = [linked, parties.consumer("one", scheme, layout, linked)]
+            made.append(parties.consumer("early", scheme, layout, linked, *STRONG))
+            for path in made:
+                assert not defined(path) & of_libc, (scheme.id, layout.name, path.name)
+
+
+def loaded_libc() -> set[str]:
+    """The files of this process's libc and of its loader."""
+    loaded = {
+        path.split()[-1]
+        for path in Path("/proc/self/maps").read_text().splitlines()
+        if "/libc.so.6" in path or "/ld-linux" in path
+    }
+    require_or_skip(len(loaded) == 2, "a glibc whose files can be found", "use a glibc system")
+    return loaded
 
 
 def test_which_definition_wins_follows_the_link_order_of_libraries():
@@ -129,19 +169,16 @@ def test_a_scene_that_cannot_be_built_is_not_measured_and_says_why():
 
 def test_another_libc_runs_the_same_programs_by_its_own_loader(tmp_path):
     """This machine's own, copied elsewhere: it has to give the same rows, and be what ran them."""
-    loaded = {
-        path.split()[-1]
-        for path in Path("/proc/self/maps").read_text().splitlines()
-        if "/libc.so.6" in path or "/ld-linux" in path
-    }
-    require_or_skip(len(loaded) == 2, "a glibc whose files can be found", "use a glibc system")
-    for path in loaded:
-        shutil.copy(path, tmp_path / Path(path).name)
+    for path in loaded_libc():
+        shutil.copyfile(
+            path, tmp_path / Path(path).name
+        )  # not the permission to execute it: packages lack it, too
     setup = Setup(SCHEME["offset-size"], SLICE, (LIBRARY, Consumer("two", SLICE)))
     assert scenes.row(Case("two-libraries", "test", setup), tmp_path) == played(setup)
     (tmp_path / "libc.so.6").write_bytes(b"")
     row = scenes.row(Case("two-libraries", "test", setup), tmp_path)
-    assert row["said"].endswith("libc.so.6: file too short") and not outcome(row).good
+    assert row["said"].endswith("libc.so.6: file too short") and row["ended"] == scenes.NOT_STARTED
+    assert outcome(row).good is None and "does not start under this libc" in outcome(row).why
     with pytest.raises(UsageError, match=r"holds no dynamic loader"):
         parties.loader(tmp_path.parent / "nothing")
 
@@ -231,7 +268,7 @@ def test_every_criterion_names_an_experiment_that_serves_it():
 def test_a_page_needs_no_table_and_the_reader_may_play_a_scene():
     from rseqlab.study import option_figures, options, playground
 
-    reference = open_run(reference_runs()[-1])
+    reference = open_run(SHIPPED)
     for shown in (option_figures.options_matrix(reference), options.section(reference, "private")):
         assert shown._repr_html_()
     played = playground.play(option="grow-symbol")

@@ -67,7 +67,7 @@ def test_both_sides_do_their_work_in_one_process(alone):
     require_or_skip(compile.missing() is None, "a C compiler", str(compile.missing()))
     require_or_skip(probe.kernel_refusal() is None, "rseq registration", str(probe.kernel_refusal()))
     alone.setenv(librseq.VARIABLE, str(STAND_IN))
-    arguments = {"seed": 1, "rounds": 1, "batch_ns": 1_000_000}
+    arguments = {"seed": 1, "build": 1, "rounds": 1, "batch_ns": 1_000_000}
     request = {"module": percpu_peers.EXPERIMENT.module, "arguments": arguments, "done": []}
     child = Child(measure_part, request, probe.LIBC_OWNS, timeout_s=60)
     rows = list(child)
@@ -80,8 +80,9 @@ def test_both_sides_do_their_work_in_one_process(alone):
 
 @pytest.mark.parametrize("arch", counted.ARCHITECTURES)
 def test_the_same_section_behind_another_interface_is_as_many_instructions(arch, alone):
-    """The stand-in adds at most the widening of the index, an int in its interface. Copies are left out: they
-    leave so few registers that what the compiler spills depends on the interface."""
+    """The stand-in adds at most the widening of the index, an int in its interface: a copy, and on aarch64 a shift
+    that cannot ride along with an addition any more. Copies are left out: they leave so few registers that what the
+    compiler spills depends on the interface."""
     alone.setenv(librseq.VARIABLE, str(STAND_IN))
     refusal = percpu_instructions.refusal(arch, peers=True)
     require_or_skip(refusal is None, f"counting for {arch}", str(refusal))
@@ -92,4 +93,5 @@ def test_the_same_section_behind_another_interface_is_as_many_instructions(arch,
     assert len(theirs) == len(percpu_peers.OPERATIONS) - 1
     for key, instructions in theirs.items():
         if "memcpy" not in key[0]:
-            assert 0 <= instructions - found["ours_offset_loaded", *key] <= 1, key
+            most = 2 if arch == "aarch64" else 1
+            assert 0 <= instructions - found["ours_offset_loaded", *key] <= most, key

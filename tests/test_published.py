@@ -9,13 +9,14 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
+import runs
 from accessibility import barriers
 from conftest import require_or_skip
 
 from rseqlab.lab import bundle
 from rseqlab.study import publish
 from rseqlab.study.claims import claims
-from rseqlab.study.run import open_run, reference_runs
+from rseqlab.study.run import SHIPPED, open_run, reference_runs
 
 HOSTILE = "</style><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>"
 
@@ -23,7 +24,7 @@ HOSTILE = "</style><script>window.owned = 1</script><img src=x onerror='window.o
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    path, anew = publish.publish(open_run(reference_runs()[-1]), folder, False, lambda *progress: None)
+    path, anew = publish.publish(open_run(SHIPPED), folder, False, lambda *progress: None)
     assert anew
     return path
 
@@ -62,7 +63,7 @@ def test_axe_finds_no_barrier(browser, page, scheme):
 def test_it_says_what_it_shows_and_is_small(page):
     text = page.read_text()
     assert len(text.encode()) < 4_000_000
-    run = open_run(reference_runs()[-1])
+    run = open_run(SHIPPED)
     assert "shipped reference run" in text and run.id in text and run.bundle.digest in text
 
 
@@ -211,12 +212,12 @@ def test_it_prints_to_a_clean_pdf(browser, page, tmp_path):
 
 def test_it_is_not_made_again_unless_something_changed(page):
     before = page.read_bytes()
-    _, anew = publish.publish(open_run(reference_runs()[-1]), page.parent, False, lambda *progress: None)
+    _, anew = publish.publish(open_run(SHIPPED), page.parent, False, lambda *progress: None)
     assert not anew and page.read_bytes() == before
 
 
 def test_a_hostile_run_does_not_become_html(browser, tmp_path):
-    folder = shutil.copytree(reference_runs()[-1], tmp_path / "run")
+    folder = runs.copy_of(reference_runs()[-1], tmp_path / "run")
     machine = json.loads((folder / "machine.json").read_text())
     machine["facts"] |= {"cpu_model": HOSTILE, "kernel_release": HOSTILE, "libc": HOSTILE}
     (folder / "machine.json").write_text(json.dumps(machine))

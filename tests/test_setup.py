@@ -23,6 +23,7 @@ BOOTSTRAP = ROOT / "tools" / "bootstrap.py"
 CONDA_NAMES = {
     "playwright": "playwright-python",
     "capstone": "python-capstone",
+    "fastjsonschema": "python-fastjsonschema",
     "libarchive-c": "python-libarchive-c",
 }
 CONDA_ONLY = {"python", "pip", "make", "c-compiler", "libarchive"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -107,6 +108,18 @@ def test_what_a_contradiction_names_exists():
     known = {claim.id for claim in claims.claims()}
     for row in read(CONTRADICTIONS):
         assert set(filter(None, row["claims"].split(";"))) <= known, row["id"]
+
+
+def test_the_rows_that_the_page_about_the_data_names_exist():
+    page = (sources.project_root() / "data" / "SOURCES.md").read_text(encoding="utf-8")
+    known = {row["id"] for table in (USAGE, CONTRADICTIONS) for row in read(table)}
+    named = set(re.findall(r"\b[UX]\d{2,3}\b", page))
+    assert named and named <= known, named - known
+
+
+def test_a_summary_says_when_the_rows_were_checked():
+    said = sources.summary(read(USAGE))
+    assert f"Checked on {sources.CHECKED_ON}, in part again on {sources.CHECKED_AGAIN_ON}: " in said
 
 
 def test_every_claim_has_a_rule_or_a_reason_and_never_both():

@@ -10,7 +10,7 @@ from rseqlab.experiments import catalogue, usage_files, usage_live
 from rseqlab.lab import runner
 from rseqlab.lab.bundle import Bundle
 from rseqlab.study import notebook, usage, usage_figures, usage_machine, workloads
-from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import CHOSEN, SHIPPED, NotMeasured, StudyRun, open_run, reference_runs
 from rseqlab.study.sources import CONTRADICTIONS, USAGE, read
 
 MACHINE = ("usage-files", "usage-live", "usage-aborts")
@@ -18,7 +18,7 @@ MACHINE = ("usage-files", "usage-live", "usage-aborts")
 
 @pytest.fixture(scope="module")
 def shipped():
-    return open_run(reference_runs()[-1])
+    return open_run(SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,9 @@ def test_it_measures_into_the_reader_s_data_folder_and_compiles_into_the_cache(i
     code = "from rseqlab.lab import compile; print(compile.cache_folder())"
     assert installed("python", "-I", "-c", code).stdout.strip() == str(cache / "compiled")
     report = said(installed("rseqlab", "report", "--json"))
-    assert report["origin"] == "local run" and Path(report["path"]) == data / "report" / "index.html"
+    assert report["origin"] == "local and shipped runs"
+    assert (report["runs"][0]["origin"], report["runs"][0]["experiments"]) == ("local run", ["cpu-id-read"])
+    assert Path(report["path"]) == data / "report" / "index.html"
     assert len(Path(report["path"]).read_text()) > 100_000
     assert not list((installed.home / "anywhere").iterdir())
     assert files(installed.home / "venv") == before

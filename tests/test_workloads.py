@@ -210,7 +210,7 @@ def test_every_run_of_the_program_was_checked(run):
 
 def test_two_pairs_are_no_verdict_and_what_is_missing_is_said(run):
     said = str(workloads.sentences(run))
-    assert "redis set was run in 1 pairs, too few for a verdict" in said
+    assert "redis set carries no verdict (measured in one pair; a verdict needs 12)" in said
     assert "workload-envoy is not part of this run" in said
     assert isinstance(workloads.table(run), Table) and isinstance(workloads.switches(run), Table)
     assert isinstance(workloads.collision(run), NotMeasured)

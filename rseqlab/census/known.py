@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from rseqlab.errors import LabError
-from rseqlab.lab.runner import project_root
+from rseqlab.paths import project_root
 
 NONE = "none"
 

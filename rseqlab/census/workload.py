@@ -455,7 +455,6 @@ def listening(port: int) -> bool:
 # --- counting calls -------------------------------------------------------------------------------
 
 _COUNTER = PACKAGE / "experiments" / "c" / "count_getcpu.c"
-COUNTER_SOURCE = "experiments/c/count_getcpu.c"
 
 
 def counter() -> str:
@@ -531,7 +530,6 @@ def experiment(
     needs: Sequence[Need],
     seconds: Mapping[str, float],
     measure: Callable[[Task], Iterator[dict]],
-    sources: Sequence[str] = (),
 ) -> Experiment:
     """An experiment on one program. ``measure`` must be a function of the experiment's own module."""
 
@@ -563,7 +561,6 @@ def experiment(
         plan=plan,
         measure=measure,
         group="workloads",
-        sources=("census/workload.py", COUNTER_SOURCE, *sources),
     )
 
 

@@ -21,7 +21,11 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Run = Annotated[
-    Path | None, typer.Option("--run", help="The run to read; the newest local one, else the shipped one.")
+    Path | None,
+    typer.Option(
+        "--run",
+        help="Exactly this run, or `shipped`; by default the newest rows of this machine, and shipped ones for the rest.",
+    ),
 ]
 
 out = Console()

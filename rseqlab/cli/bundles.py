@@ -15,6 +15,8 @@ bundles = typer.Typer(help="Check runs, and exchange them between machines.", no
 app.add_typer(bundles, name="bundle")
 
 
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or packed runs.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or a packed run.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="PATH", help="Where it goes.")]
 
 
@@ -23,17 +25,17 @@ def _row(one: "Bundle") -> dict:
         "folder": str(one.directory),
         "run_id": one.run["run_id"],
         "digest": one.digest,
-        "rows": sum(map(len, one.tables.values())),
+        "rows": one.rows,
     }
 
 
 @bundles.command()
-def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")], as_json: Json = False) -> None:
-    """Check bundles as every reader does: schema, checksums, every row."""
+def verify(folders: Runs, as_json: Json = False) -> None:
+    """Check runs in full: schema, checksums, every row. Readers check what they read."""
     from rseqlab.experiments import catalogue
     from rseqlab.lab.bundle import Bundle
 
-    rows = [_row(Bundle(folder, catalogue())) for folder in folders]
+    rows = [_row(Bundle(folder, catalogue()).check()) for folder in folders]
     if as_json:
         print_json({"schema": "rseqlab/verify", "version": 1, "bundles": rows})
         return
@@ -42,14 +44,37 @@ def verify(folders: Annotated[list[Path], typer.Argument(metavar="DIR...")], as_
 
 
 @bundles.command()
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR")], file: Out = None, as_json: Json = False
-) -> None:
-    """Check a run, take private words out, and write it as one archive; the same run gives the same bytes."""
+def pack(folder: Run, file: Out = None, as_json: Json = False) -> None:
+    """Check a run and write it as one compressed file, which every command reads in place; nothing in it changes."""
     from rseqlab.experiments import catalogue
-    from rseqlab.lab.exchange import export as pack
+    from rseqlab.lab.exchange import pack as write
 
-    made = pack(folder, file, catalogue())
+    _made("pack", write(folder, file, catalogue()), as_json)
+
+
+@bundles.command()
+def unpack(folder: Run, file: Out = None, as_json: Json = False) -> None:
+    """Check a packed run and write its files into a folder."""
+    from rseqlab.experiments import catalogue
+    from rseqlab.lab.exchange import unpack as write
+
+    _made("unpack", write(folder, file, catalogue()), as_json)
+
+
+def _made(what: str, run: "Bundle", as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": f"rseqlab/{what}", "version": 1, **_row(run)})
+        return
+    _say(f"{run.directory}: {run.rows} rows, digest {run.digest[:12]}")
+
+
+@bundles.command()
+def export(folder: Run, file: Out = None, as_json: Json = False) -> None:
+    """Check a run, take private words out, and write it as one file; the same run gives the same bytes."""
+    from rseqlab.experiments import catalogue
+    from rseqlab.lab.exchange import export as write
+
+    made = write(folder, file, catalogue())
     if as_json:
         document = {"path": str(made.path), "digest": made.digest, "redacted": list(made.redacted)}
         print_json({"schema": "rseqlab/export", "version": 1, **document})
@@ -78,7 +103,7 @@ def import_(
 
 @bundles.command()
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...")],
+    folders: Runs,
     study: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The study; it may exist and takes more.")
     ],

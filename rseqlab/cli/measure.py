@@ -17,6 +17,8 @@ from rseqlab.errors import UsageError
 def doctor(as_json: Json = False) -> None:
     """This machine: kernel, libc, whose the rseq area is, and which experiments can run."""
     from rseqlab import doctor as examination
+    from rseqlab.facts import in_words
+    from rseqlab.host import cpu_title
 
     document = examination.examine()
     if as_json:
@@ -32,20 +34,13 @@ def doctor(as_json: Json = False) -> None:
         "registration", "works" if rseq["registration_works"] else escape(f"refused: {rseq['refusal']}")
     )
     facts = Table("machine", "value", box=None, header_style="bold")
+    facts.add_row("CPU", escape(cpu_title(document["facts"])))
     for name, value in document["facts"].items():
-        text = ", ".join(value) if isinstance(value, list) else str(value)
-        facts.add_row(name, escape(text if value is not None else f"unknown: {document['reasons'][name]}"))
+        unknown = f"unknown: {document['reasons'].get(name)}"
+        facts.add_row(name, escape(in_words(value) if value is not None else unknown))
     out.print(facts, table)
-    for experiment in document["experiments"]:
-        state = (
-            "can run" if experiment["can_run"] else escape(f"cannot run: {'; '.join(experiment['reasons'])}")
-        )
-        out.print(f"experiment {experiment['name']}: {state}", highlight=False)
-    for tool in document["tools"]:
-        out.print(
-            f"optional {tool['name']}: {tool['found'] or 'not found; install it with: ' + tool['remedy']}",
-            highlight=False,
-        )
+    for line in (*examination.what_can_run(document), *examination.optional_tools(document)):
+        out.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -277,3 +272,6 @@ def bench(
             numbers = (f"{row[name]:.3f}" for name in ("before_ns", "now_ns", "ratio"))
             table.add_row(name, whose, *numbers, f"{row['low']:.3f} to {row['high']:.3f}", row["verdict"])
         Console(width=max(out.width, 116)).print(table)  # a cut name would not say which operation it is
+        rows = document["comparison"]["rows"]
+        for lacks in dict.fromkeys(row["lacks"] for row in rows if row["lacks"]):
+            out.print(f"No verdict: {escape(lacks)}.", highlight=False, soft_wrap=True)

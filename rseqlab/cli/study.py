@@ -1,14 +1,18 @@
 """report, claims, options: what a run says."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
 from rseqlab.cli.base import Json, Run, app, err, out, print_json
+from rseqlab.cli.remembered import remembered
 from rseqlab.errors import UsageError
+
+if TYPE_CHECKING:
+    from rseqlab.study.run import StudyRun
 
 
 @app.command()
@@ -56,12 +60,13 @@ def report(
                 "written": anew,
                 "run_id": found.id,
                 "origin": found.origin,
-                "digest": found.bundle.digest,
+                "digest": found.digest,
+                "runs": found.documents(),
             }
         )
         return
-    if found.note:
-        err.print(escape(found.note), highlight=False, soft_wrap=True)
+    for line in _notes(found):
+        err.print(escape(line), highlight=False, soft_wrap=True)
     state = "written" if anew else "up to date"
     out.print(
         f"{escape(str(path))}: {state}, from {found.origin} {found.id}", highlight=False, soft_wrap=True
@@ -81,47 +86,56 @@ def claims(
     as_json: Json = False,
 ) -> None:
     """What people said, tested on a run: verdict, effect with its interval, source."""
-    from rseqlab.errors import UsageError
-    from rseqlab.study.claims import VERDICTS, Tally, Verdicts, judge
+    asked = {"ids": ids or [], "verdicts": verdict or [], "run": str(run_folder) if run_folder else None}
+    with err.status("Judging the claims"):
+        answer = remembered(
+            "claims", asked, lambda: _judged(ids or [], verdict or [], run_folder), run_folder
+        )
+    if as_json:
+        print_json(answer["document"])
+        return
+    for line in answer["head"]:
+        err.print(escape(line), highlight=False, soft_wrap=True)
+    table = Table("id", "verdict", "claim", "on this run", Column("source", overflow="fold"))
+    for one in answer["document"]["claims"]:
+        table.add_row(
+            *(escape(one[name]) for name in ("id", "verdict", "sentence", "measured", "source")),
+        )
+    out.print(table)
+    for text in answer["evidence"]:
+        out.print(escape(text), highlight=False, soft_wrap=True)
+    out.print(escape(answer["sentence"]), highlight=False, soft_wrap=True)
+
+
+def _judged(ids: list[str], verdicts: list[str], run_folder: Path | None) -> dict:
+    """What `claims` prints: its JSON document, the lines above the table, and the rows behind each claim."""
+    from rseqlab.lab.verdict import VERDICTS
+    from rseqlab.study.claims import Tally, Verdicts, judge
     from rseqlab.study.run import open_run
 
-    if unknown := set(verdict or ()) - set(VERDICTS):
+    if unknown := set(verdicts) - set(VERDICTS):
         raise UsageError(
             f"No verdict is called {', '.join(sorted(unknown))}. The verdicts are: {', '.join(VERDICTS)}."
         )
-    with err.status("Judging the claims"):
-        found = open_run(run_folder)
-        judged = judge(found, *(ids or ()))
-    shown = Verdicts(one for one in judged if not verdict or one.finding.verdict in verdict)
+    found = open_run(run_folder)
+    judged = judge(found, *ids)
+    shown = Verdicts(one for one in judged if not verdicts or one.finding.verdict in verdicts)
     totals = Tally(judged)
-    if as_json:
-        print_json(
-            {
-                "schema": "rseqlab/claims",
-                "version": 1,
-                "run_id": found.id,
-                "origin": found.origin,
-                "digest": found.bundle.digest,
-                "totals": totals.counts,
-                "claims": [one.document() for one in shown],
-            }
-        )
-        return
-    err.print(escape(repr(found)), highlight=False, soft_wrap=True)
-    table = Table("id", "verdict", "claim", "on this run", Column("source", overflow="fold"))
-    for one in shown:
-        table.add_row(
-            one.claim.id,
-            one.finding.verdict,
-            escape(one.claim.sentence),
-            escape(one.finding.measured),
-            escape(one.claim.source),
-        )
-    out.print(table)
-    if ids:  # of all claims at once nobody could read it
-        for one in shown:
-            out.print(escape(one.evidence()), highlight=False, soft_wrap=True)
-    out.print(escape(totals.sentence), highlight=False, soft_wrap=True)
+    return {
+        "document": {
+            "schema": "rseqlab/claims",
+            "version": 1,
+            "run_id": found.id,
+            "origin": found.origin,
+            "digest": found.digest,
+            "runs": found.documents(),
+            "totals": totals.counts,
+            "claims": [one.document() for one in shown],
+        },
+        "head": [repr(found), *_notes(found)],
+        "evidence": [one.evidence() for one in shown] if ids else [],  # of all at once nobody could read it
+        "sentence": totals.sentence,
+    }
 
 
 @app.command()
@@ -134,30 +148,46 @@ def options(
     as_json: Json = False,
 ) -> None:
     """The ways to extend struct rseq against what each must survive, and what it costs, on a run."""
+    asked = {"cell": cell, "html": as_html, "run": str(run_folder) if run_folder else None}
+    answer = remembered("options", asked, lambda: _matrix(cell, as_html, run_folder), run_folder)
+    if as_json:
+        print_json(answer["document"])
+    elif answer["text"] is not None:
+        print(answer["text"])
+    else:
+        for line in answer["head"]:
+            err.print(escape(line), highlight=False, soft_wrap=True)
+        document = answer["document"]
+        table = Table("", *(option["id"] for option in document["options"]), padding=(0, 0), pad_edge=False)
+        for label, cells in answer["grid"]:
+            table.add_row(escape(label), *map(escape, cells))
+        out.print(table, escape(document["legend"]))
+    if answer["note"]:
+        err.print(escape(answer["note"]), highlight=False, soft_wrap=True)
+
+
+def _matrix(cell: str | None, as_html: bool, run_folder: Path | None) -> dict:
+    """What `options` prints: the JSON document, and the table's cells or another text in its place."""
     from rseqlab.study.matrix import open_matrix
 
-    found = open_matrix(run_folder)
+    found, text = open_matrix(run_folder), None
+    if as_html:
+        text = found._repr_html_()
     if cell is not None:
-        one = found.cell(*(cell.split("/") if cell.count("/") == 1 else (cell, "")))
-    if as_json:
-        print_json(found.document())
-    elif as_html:
-        print(found._repr_html_())
-    elif cell is not None:
         from rseqlab.study.options import scenes
 
-        rows = scenes(found.run, one.option, one.criterion)
-        said = f"{one.label}. {one.sentence}"
-        print(f"{one.option}, {one.criterion}: {said}\nexperiment {one.experiment}\n{rows}")
-    else:
-        err.print(escape(repr(found.run)), highlight=False, soft_wrap=True)
-        document = found.document()
-        table = Table("", *(option["id"] for option in document["options"]), padding=(0, 0), pad_edge=False)
-        for label, cells in found.grid():
-            table.add_row(escape(label), *(escape(one.short) for one in cells))
-        out.print(table, escape(document["legend"]))
-    if found.note:
-        err.print(escape(found.note), highlight=False, soft_wrap=True)
+        one = found.cell(*(cell.split("/") if cell.count("/") == 1 else (cell, "")))
+        if not as_html:
+            rows = scenes(found.run, one.option, one.criterion)
+            said = f"{one.label}. {one.sentence}"
+            text = f"{one.option}, {one.criterion}: {said}\nexperiment {one.experiment}\n{rows}"
+    return {
+        "document": found.document(),
+        "head": [repr(found.run)],
+        "grid": [(label, [one.short for one in cells]) for label, cells in found.grid()],
+        "text": text,
+        "note": found.note,
+    }
 
 
 @app.command()
@@ -185,10 +215,6 @@ def evidence(
     """The evidence as plain text for a mailing list: ASCII, 75 columns, the commands beside the numbers."""
     from datetime import UTC, datetime
 
-    from rseqlab.lab.bundle import write_text
-    from rseqlab.study import evidence as writer
-    from rseqlab.study.run import open_run
-
     if not as_mbox and (sender or to or in_reply_to or subject):
         raise UsageError("--from, --to, --in-reply-to and --subject belong to a message; add --mbox.")
     if as_mbox and not sender:
@@ -202,23 +228,47 @@ def evidence(
     }
     headers = {"sender": sender, "to": to or [], "in_reply_to": in_reply_to, "subject": subject}
     if as_mbox:  # before the seconds of judging
+        from rseqlab.study import evidence as writer
+
         writer.message("", datetime.now(UTC), **headers)
+    chosen = [name for name, is_chosen in wanted.items() if is_chosen]
+    asked = {"sections": chosen, "run": str(run_folder) if run_folder else None}
     with err.status("Writing the evidence"):
-        found = open_run(run_folder)
-        text = writer.text(found, [name for name, chosen in wanted.items() if chosen])
+        answer = remembered("evidence", asked, lambda: _evidence(chosen, run_folder), run_folder)
+    text = answer["text"]
     if as_mbox:
         text = writer.mbox(writer.message(text, datetime.now(UTC), **headers))
     if file is not None:
+        from rseqlab.lab.bundle import write_text
+
         write_text(file, text)
     if as_json:
-        document = {"path": str(file) if file else None, "text": text, "run_id": found.id}
-        print_json({"schema": "rseqlab/evidence", "version": 1, **document, "digest": found.digest})
+        document = {"path": str(file) if file else None, "text": text, **answer["study"]}
+        print_json({"schema": "rseqlab/evidence", "version": 1, **document})
     elif file is not None:
         out.print(
-            f"{escape(str(file))}: written, from {found.origin} {found.id}", highlight=False, soft_wrap=True
+            f"{escape(str(file))}: written, from {escape(answer['from'])}", highlight=False, soft_wrap=True
         )
     else:
         print(text, end="")
+
+
+def _evidence(sections: list[str], run_folder: Path | None) -> dict:
+    """What `evidence` prints: the text, and which study it is of."""
+    from rseqlab.study import evidence as writer
+    from rseqlab.study.run import open_run
+
+    found = open_run(run_folder)
+    return {
+        "text": writer.text(found, sections),
+        "study": {"run_id": found.id, "runs": found.documents(), "digest": found.digest},
+        "from": f"{found.origin} {found.id}",
+    }
+
+
+def _notes(found: "StudyRun") -> list[str]:
+    """What was passed over, and what is missing here: a line each, beside the answer."""
+    return list(filter(None, [*found.notes, found.footnote.line]))
 
 
 def _compare(folders: list[Path], folder: Path | None, as_json: bool) -> None:

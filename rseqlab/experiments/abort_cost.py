@@ -7,35 +7,38 @@ finds another index at its start, the kernel has no part in it.
 
 from collections.abc import Iterator
 
-from rseqlab import host, native, rseq
+from rseqlab import host, rseq
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 EVENTS = {
     "commit": ("RL_EVENT_COMMIT", 0, 0),
     "other-index": ("RL_EVENT_OTHER_INDEX", 0, 1),
     "signal": ("RL_EVENT_TRAP", 1, 0),
-    "signal-again": ("RL_EVENT_TRAP", 1, 0),
+    "signal-again": ("RL_EVENT_TRAP_AGAIN", 1, 0),
     "signal-announced": ("RL_EVENT_TRAP_ANNOUNCED", 1, 0),
     "signal-inside": ("RL_EVENT_TRAP_INSIDE", 1, 1),
 }
 """Event: its loop, and the signals and aborts of each iteration. ``signal-announced``: after a section that
-committed, its descriptor is still in ``rseq_cs``. ``signal-again`` is the A/A null."""
+committed, its descriptor is still in ``rseq_cs``. ``signal-again`` is the same source at another place: the A/A
+control."""
 
 MOST_WITHOUT_SIGNAL = 0.01
 """So large a share of a batch may abort before it traps: more would be another event than the one that is timed."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
-    "full": {"processes": 15, "rounds": 20, "batch_ns": 5_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 3, "batch_ns": 1_500_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 6, "batch_ns": 2_000_000},
 }
 
 
 def plan(profile: str) -> list[Part]:
-    """Several processes, all alike."""
+    """Several processes of each build."""
     size = PROFILE[profile]
-    return alike(size, size["rounds"] * len(EVENTS), timeout_s=60)
+    rows = size["rounds"] * len(EVENTS)
+    return builds.parts(size, lambda _: rows, timeout_s=60, starts=builds.libc_or_self())
 
 
 def is_what_was_asked(event: str, iterations: int, signals: int, aborts: int) -> bool:
@@ -52,8 +55,8 @@ def is_what_was_asked(event: str, iterations: int, signals: int, aborts: int) ->
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process, pinned: nothing but the trap interrupts on purpose."""
-    ffi, lib = native.core()
     size = task.arguments
+    ffi, lib = builds.loops(size)
 
     def measured(area: rseq.Area) -> Iterator[dict]:
         def batch(event: str, iterations: int) -> dict:
@@ -91,6 +94,7 @@ EXPERIMENT = Experiment(
     question="What does it cost when a section does not commit?",
     serves="what rseq costs its users",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every event is timed once a round"),
         Column("event", "text", "what happens in each iteration", choices=tuple(EVENTS)),
         Column("order", "text", "one thread, pinned", choices=("one thread",)),
@@ -107,4 +111,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 3, "full": 15},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

@@ -6,13 +6,11 @@ switch would be no measurement.
 """
 
 from collections.abc import Iterator
-from functools import cache
-
-from cffi import FFI
 
 from rseqlab import host, native
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build
+from rseqlab.lab.compile import COMPILER, PACKAGE
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import LIBC_LEAVES
 from rseqlab.lab.timing import Variant, interleaved, pinned
@@ -28,17 +26,17 @@ PAIRS = {
     "32-none": (32, 0),
     "64-none": (64, 0),
 }
-"""Bytes that each side registered. ``...-again`` is the A/A null."""
+"""Bytes that each side registered. ``...-again`` is the same source at another place: the A/A control."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 4_000_000},
-    "full": {"processes": 15, "rounds": 10, "batch_ns": 15_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 3_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 6_000_000},
 }
 
 _C = PACKAGE / "experiments" / "c"
 
 CDEF = """
-struct job { int futex_between_threads; uint32_t length_bytes[2]; uint32_t signature; uint64_t turns; };
+struct job { int futex_between_threads, again; uint32_t length_bytes[2]; uint32_t signature; uint64_t turns; };
 struct outcome {
     int64_t elapsed_ns, voluntary_switches, involuntary_switches, number;
     int32_t cpu_id[2];
@@ -47,34 +45,19 @@ int ping_pong(const struct job *job, struct outcome *outcome);
 """
 
 
-def library() -> str:
-    """The path of the built C. Raises CompileError."""
-    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-lpthread")
-    return str(build(Target("ping_pong.so", (_C / "ping_pong.c",), flags, depends=(_C / "rseq_call.h",))))
-
-
-@cache
-def _loaded(path: str):
-    ffi = FFI()
-    ffi.cdef(CDEF)
-    return ffi, ffi.dlopen(path)
+LIBRARY = builds.Library(
+    "ping_pong.so",
+    (builds.Unit(_C / "ping_pong.c", (f"-I{builds.NATIVE}",)),),
+    ("-shared", "-lpthread"),
+    (_C / "ping_pong_sides.h", _C / "rseq_call.h", builds.NATIVE / "layout.h"),
+)
 
 
 def plan(profile: str) -> list[Part]:
-    """As many processes as the profile says; libc registers nothing in them."""
+    """Several processes of each build; libc registers nothing in them."""
     size = PROFILE[profile]
-    path, refusal = attempt(library)
-    return [
-        Part(
-            id=f"none-{number}",
-            rows=size["rounds"] * len(PAIRS) * len(BETWEEN),
-            timeout_s=120,
-            environment=LIBC_LEAVES,
-            arguments={"seed": number, "library": path, **size},
-            skip=refusal,
-        )
-        for number in range(size["processes"])
-    ]
+    rows = size["rounds"] * len(PAIRS) * len(BETWEEN)
+    return builds.parts(size, lambda _: rows, timeout_s=120, starts=(builds.Start("none", LIBC_LEAVES),))
 
 
 def complaint(outcome: dict, lengths: tuple[int, int], turns: int, cpu: int) -> str | None:
@@ -93,11 +76,13 @@ def complaint(outcome: dict, lengths: tuple[int, int], turns: int, cpu: int) -> 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process. A length that the kernel refuses gives one row with its answer."""
     size = task.arguments
-    ffi, lib = _loaded(size["library"])
+    ffi, lib = builds.load(LIBRARY, size["build"], CDEF)
     signature = native.core()[1].rl_signature()
 
     def run(pair: str, between: str, turns: int) -> tuple[int, dict]:
-        job = ffi.new("struct job *", [BETWEEN[between], PAIRS[pair], signature, turns])
+        job = ffi.new(
+            "struct job *", [BETWEEN[between], pair.endswith("-again"), PAIRS[pair], signature, turns]
+        )
         outcome = ffi.new("struct outcome *")
         answer = lib.ping_pong(job, outcome)
         numbers = ("elapsed_ns", "voluntary_switches", "involuntary_switches", "number")
@@ -145,6 +130,7 @@ EXPERIMENT = Experiment(
     question="What does a context switch cost those who registered an area, and their neighbours?",
     serves="cost to the context switch for users and for non-users, at 32 bytes and extended",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every variant is timed once a round"),
         Column("pair", "text", "bytes that each side registered", choices=tuple(PAIRS)),
         Column("between", "text", "what the two sides are", choices=tuple(BETWEEN)),
@@ -165,5 +151,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 5, "full": 45},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/ping_pong.c", "experiments/c/rseq_call.h"),
+    prepare=builds.prepares(LIBRARY),
 )

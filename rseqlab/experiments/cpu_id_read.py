@@ -1,19 +1,19 @@
 """cpu-id-read: what does it cost to learn the CPU number, by each way that a program has?
 
 Each process pins itself to one CPU and times all ways interleaved, so that every ratio is between
-batches of the same process and round. Two kinds of process take turns: one where libc registered the
-thread, one where it did not. The own initial-exec area is registered for its batches only; where libc
+batches of the same build, process and round. Two kinds of process take turns: one where libc registered
+the thread, one where it did not. The own initial-exec area is registered for its batches only; where libc
 owns the thread, libc's area is unregistered for that long, with the very values that the kernel
 reports, and registered again.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rseqlab import abi, host, native, rseq
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 ORDERS = ("throughput", "dependent", "fenced")
@@ -31,12 +31,13 @@ READERS = (
     "syscall",
 )
 """``libc-offset`` is a library that keeps a copy of libc's offset, ``libc-offset-exported`` one that looks at
-``__rseq_offset`` each time. ``libc-offset-again`` is ``libc-offset`` once more: the A/A null."""
+``__rseq_offset`` each time. ``libc-offset-again`` is the same source at another place: the A/A control.
+``nothing`` is the same loop with a move between registers in the place of the read."""
 
 _LOOPS = {
     "nothing": "RL_READ_NOTHING",
     "libc-offset": "RL_READ_FIELD",
-    "libc-offset-again": "RL_READ_FIELD",
+    "libc-offset-again": "RL_READ_FIELD_AGAIN",
     "libc-offset-exported": "RL_READ_FIELD_EXPORTED",
     "libc-offset-hoisted": "RL_READ_FIELD_HOISTED",
     "sched_getcpu": "RL_READ_SCHED_GETCPU",
@@ -44,9 +45,12 @@ _LOOPS = {
     "syscall": "RL_READ_SYSCALL",
 }
 
+SUMS_MODULO = 1 << 32
+"""The loops add up in 32 bits (native/read_loop.h)."""
+
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 5, "batch_ns": 1_000_000},
-    "full": {"processes": 20, "rounds": 10, "batch_ns": 4_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 3, "batch_ns": 1_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 6, "batch_ns": 1_000_000},
 }
 
 
@@ -62,29 +66,21 @@ def variants_of(start: str) -> list[tuple[str, str]]:
 
 
 def plan(profile: str) -> list[Part]:
-    """Processes alternate between the two starts, so that a drift of the machine meets both."""
+    """Processes alternate between builds and between the two starts, so that a drift of the machine meets all."""
     size = PROFILE[profile]
-    parts = []
-    for number in range(size["processes"]):
-        for start, environment in (("libc", LIBC_OWNS), ("none", LIBC_LEAVES)):
-            parts.append(
-                Part(
-                    id=f"{start}-{number}",
-                    rows=size["rounds"] * len(variants_of(start)),
-                    timeout_s=120,
-                    environment=environment,
-                    arguments={"start": start, "seed": number, **size},
-                    skip=libc_refusal() if start == "libc" else None,
-                )
-            )
-    return parts
+    return builds.parts(
+        size,
+        lambda start: size["rounds"] * len(variants_of(start)),
+        timeout_s=120,
+        starts=builds.libc_and("none"),
+    )
 
 
 class _OwnTls:
     """The area in initial-exec TLS, registered for the thread only while a batch of it runs."""
 
-    def __init__(self):
-        self.ffi, self.lib = native.own_tls()
+    def __init__(self, arguments: Mapping):
+        self.ffi, self.lib = builds.own_tls_loops(arguments)
         self.core_ffi, self.core = native.core()
         self.area = self.core_ffi.cast("void *", int(self.ffi.cast("uintptr_t", self.lib.rl_own_tls_area())))
         self.theirs = rseq.configuration()  # asked once: asking forks, which would disturb the batches
@@ -121,7 +117,7 @@ def _check(answer: int, what: str, flags: int) -> None:
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process. A way that this machine does not have gives one row with the reason."""
     start, size = task.arguments["start"], task.arguments
-    ffi, lib = native.core()
+    ffi, lib = builds.loops(size)
     state = rseq.owner()
     if state.owner != start:
         raise Failed(
@@ -130,31 +126,30 @@ def measure(task: Task) -> Iterator[dict]:
     exported = rseq.libc()
     offset_bytes = exported.offset_bytes if exported else 0
     try:
-        own_tls, own_tls_missing = _OwnTls(), None
+        own_tls, own_tls_missing = _OwnTls(size), None
     except native.NativeUnavailable as error:
         own_tls, own_tls_missing = None, str(error)
 
-    def run(reader: str, order: str, iterations: int) -> tuple[int, int]:
-        if reader == "own-tls":
-            return own_tls.batch(order, iterations)
-        total = ffi.new("uint64_t *")
-        return lib.rl_read_loop(
-            getattr(lib, _LOOPS[reader]), ORDERS.index(order), offset_bytes, iterations, total
-        ), total[0]
-
-    def missing(reader: str) -> str | None:
-        if reader == "own-tls":
-            return own_tls_missing
-        answer, _ = run(reader, "throughput", 4)
-        if answer >= 0:
-            return None
-        return "this kernel's vDSO has no getcpu" if reader == "vdso" else f"the loop answered {answer}"
-
     with pinned(host.allowed_cpus()[-1]) as cpu:
+
+        def run(reader: str, order: str, iterations: int) -> tuple[int, int]:
+            if reader == "own-tls":
+                return own_tls.batch(order, iterations)
+            total = ffi.new("uint64_t *")
+            loop, read = getattr(lib, _LOOPS[reader]), cpu if reader == "nothing" else offset_bytes
+            return lib.rl_read_loop(loop, ORDERS.index(order), read, iterations, total), total[0]
+
+        def missing(reader: str) -> str | None:
+            if reader == "own-tls":
+                return own_tls_missing
+            answer, _ = run(reader, "throughput", 4)
+            if answer >= 0:
+                return None
+            return "this kernel's vDSO has no getcpu" if reader == "vdso" else f"the loop answered {answer}"
 
         def batch(reader: str, order: str, iterations: int) -> dict:
             elapsed_ns, total = run(reader, order, iterations)
-            expected = 0 if reader == "nothing" else cpu * iterations
+            expected = cpu * iterations % SUMS_MODULO
             if elapsed_ns < 0 or total != expected:
                 raise Failed(
                     f"{reader}, {order}: {iterations} reads on CPU {cpu} summed up to {total}, "
@@ -198,6 +193,7 @@ EXPERIMENT = Experiment(
     question="What does it cost to learn the CPU number, by each way that a program has?",
     serves="access cost: offset-size against an own TLS symbol; what sched_getcpu gains from rseq",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every variant is timed once a round"),
         Column("reader", "text", "the way of reading", choices=READERS),
         Column("order", "text", "what the next read waits for", choices=ORDERS),
@@ -213,7 +209,8 @@ EXPERIMENT = Experiment(
     ),
     key=("round", "reader", "order"),
     needs=(LINUX, NATIVE, REGISTRATION),
-    seconds={"quick": 6, "full": 45},
+    seconds={"quick": 10, "full": 60},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS, builds.OWN_TLS),
 )

@@ -8,8 +8,8 @@ import itertools
 from collections.abc import Iterator
 
 from rseqlab import host
-from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task, alike
+from rseqlab.lab import builds, ops
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 from rseqlab.lab.timing import Variant, interleaved
 
 STRIDES = {
@@ -22,12 +22,13 @@ STRIDES = {
     "256 bytes": 256,
     "4096 bytes": 4096,
 }
-"""Distance between the slots of neighbouring CPUs; ``128 bytes-again`` is the A/A null."""
+"""Distance between the slots of neighbouring CPUs; ``128 bytes-again`` is the same distance and source, the
+loop at another place: the A/A control."""
 
 TECHNIQUES = ("counter/rseq", "counter/sched_getcpu-atomic")
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
-    "full": {"processes": 12, "rounds": 10, "batch_ns": 8_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 2_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 4_000_000},
 }
 
 
@@ -40,19 +41,22 @@ def _one_cpu() -> str | None:
 
 
 def plan(profile: str) -> list[Part]:
-    """Several processes, all alike."""
+    """Several processes of each build."""
     size = PROFILE[profile]
-    return alike(size, size["rounds"] * len(STRIDES) * len(TECHNIQUES), timeout_s=120)
+    rows = size["rounds"] * len(STRIDES) * len(TECHNIQUES)
+    return builds.parts(size, lambda _: rows, timeout_s=120, starts=builds.libc_or_self())
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process: neighbouring CPUs where there are some, so that close slots share a line."""
     size = task.arguments
+    loops = builds.loops(size)
     allowed = host.allowed_cpus()
     pair = next(([a, b] for a, b in itertools.pairwise(allowed) if b == a + 1), allowed[:2])
 
     def batch(distance: str, technique: str, iterations: int) -> dict:
-        row = ops.run_job(technique, 2, iterations, pair, stride_bytes=STRIDES[distance])
+        source = f"{technique}-again" if distance.endswith("-again") else technique
+        row = ops.run_job(source, 2, iterations, pair, stride_bytes=STRIDES[distance], loops=loops)
         for name in (ops.SIGNALS, ops.SLOTS, ops.RESIDENT):
             row.pop(name)
         return {"distance": distance, "technique": technique, "start": size["start"], **row}
@@ -70,6 +74,7 @@ EXPERIMENT = Experiment(
     question="What does it cost to put the counters of several CPUs too close together?",
     serves="the layout mistakes that users make",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every layout is timed once a round"),
         Column("distance", "text", "between the slots of neighbouring CPUs", choices=tuple(STRIDES)),
         Column("technique", "text", "how the increment is done", choices=TECHNIQUES),
@@ -82,4 +87,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 5, "full": 30},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

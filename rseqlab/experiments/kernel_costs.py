@@ -186,11 +186,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=(
-        "experiments/c/section_loops.h",
-        *(
-            f"vm/{name}"
-            for name in ("boot.py", "guests.py", "image.py", "programs.py", "c/costs.c", "c/guest.h")
-        ),
-    ),
 )

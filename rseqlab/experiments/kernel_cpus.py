@@ -134,7 +134,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=tuple(
-        f"vm/{name}" for name in ("boot.py", "guests.py", "image.py", "programs.py", "c/cpus.c", "c/guest.h")
-    ),
 )

@@ -93,8 +93,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=(
-        *(f"vm/{name}" for name in ("boot.py", "guests.py", "image.py", "matrix.py", "programs.py")),
-        *(f"vm/c/{name}" for name in ("bare.h", "guest.h", "libc_names.c", "matrix.c", "probe.c")),
-    ),
 )

@@ -171,12 +171,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=(
-        "vm/guest_suite.py",
-        "vm/python_image.py",
-        "vm/crossbuild.py",
-        "vm/boot.py",
-        "vm/c/suite_init.c",
-        "vm/c/guest.h",
-    ),
 )

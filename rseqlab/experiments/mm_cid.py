@@ -9,17 +9,17 @@ import os
 from collections.abc import Iterator
 
 from rseqlab import host
-from rseqlab.lab import ops
+from rseqlab.lab import builds, ops
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 from rseqlab.lab.probe import LIBC_OWNS, libc_refusal, thread_that_libc_may_own
 from rseqlab.lab.timing import Variant, interleaved
 
-WAYS = {"cpu_id": "counter/rseq", "cpu_id-again": "counter/rseq", "mm_cid": "counter/rseq-mm_cid"}
-"""What the data is indexed by; ``cpu_id-again`` is the A/A null."""
+WAYS = {"cpu_id": "counter/rseq", "cpu_id-again": "counter/rseq-again", "mm_cid": "counter/rseq-mm_cid"}
+"""What the data is indexed by; ``cpu_id-again`` is the same source at another place: the A/A control."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
-    "full": {"processes": 10, "rounds": 10, "batch_ns": 12_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 1_500_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 4_000_000},
 }
 
 
@@ -48,27 +48,20 @@ def conditions() -> list[tuple[int, int, int]]:
 
 
 def plan(profile: str) -> list[Part]:
-    """Several processes, all alike."""
+    """Several processes of each build."""
     size = PROFILE[profile]
-    return [
-        Part(
-            id=f"libc-{number}",
-            rows=size["rounds"] * len(WAYS) * len(conditions()),
-            timeout_s=300,
-            environment=LIBC_OWNS,
-            arguments={"seed": number, **size},
-        )
-        for number in range(size["processes"])
-    ]
+    rows = size["rounds"] * len(WAYS) * len(conditions())
+    return builds.parts(size, lambda _: rows, timeout_s=300, starts=(builds.Start("libc", LIBC_OWNS),))
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process, whose threads inherit the CPUs that it may use at the time."""
     size, allowed = task.arguments, host.allowed_cpus()
+    loops = builds.loops(size)
     page_bytes = os.sysconf("SC_PAGESIZE")
 
     def batch(way: str, cpus: int, threads: int, moves: int, iterations: int) -> dict:
-        row = ops.run_job(WAYS[way], threads, iterations, stride_bytes=page_bytes, moves=moves)
+        row = ops.run_job(WAYS[way], threads, iterations, stride_bytes=page_bytes, moves=moves, loops=loops)
         row.pop(ops.SIGNALS)
         load = f"{threads} on {cpus}{', moved' if moves else ''}"
         return {
@@ -98,6 +91,7 @@ EXPERIMENT = Experiment(
     question="How much memory does data by mm_cid touch, against data by cpu_id, as threads and CPUs grow?",
     serves="a field that was added later: what it is for",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every way is timed once a round"),
         Column("way", "text", "what the data is indexed by", choices=tuple(WAYS)),
         Column("cpus", "int", "CPUs that the threads may use", minimum=1),
@@ -117,4 +111,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 6, "full": 50},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

@@ -162,5 +162,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 2, "full": 2},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/access_code.c",),
 )

@@ -8,12 +8,13 @@ only. What libc's own area costs to read is cpu-id-read's.
 
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rseqlab import host
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
 from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build, compiler_id
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
@@ -23,6 +24,9 @@ from rseqlab.lab.timing import Variant, interleaved, pinned
 ORDERS = ("throughput", "dependent", "fenced", "first-use")
 """Reads may overlap; each read's address waits for the last value; a barrier after each read; or the
 only read of a fresh thread, with the clock read before and after it."""
+
+SUMS_MODULO = 1 << 32
+"""The loops add up in 32 bits (native/read_loop.h)."""
 
 FIELD_VALUE = 41
 """What the field reads in every area (access.h)."""
@@ -72,21 +76,24 @@ ACCESSES = (
     Access("private", "global-dynamic", loaded="by-dlopen-large"),
     Access("private", "descriptor", loaded="by-dlopen-large"),
 )
-"""``... again`` is the same code at another place, the A/A null: where code lies counts at this scale."""
+"""``... again`` is the same source at another place: the A/A control. ``nothing`` is the loop with a move between
+registers in the place of the read."""
 
 PROFILE = {
     "quick": {
-        "processes": 8,
-        "rounds": 4,
+        "builds": 8,
+        "processes": 2,
+        "rounds": 2,
         "batch_ns": 1_000_000,
         "first_uses": 5,
         "orders": ("throughput", "dependent"),
     },
     "full": {
-        "processes": 12,
-        "rounds": 10,
-        "batch_ns": 1_500_000,
-        "first_uses": 40,
+        "builds": 24,
+        "processes": 2,
+        "rounds": 3,
+        "batch_ns": 1_000_000,
+        "first_uses": 20,
         "orders": ("throughput", "dependent", "fenced"),
     },
 }
@@ -99,39 +106,47 @@ _NATIVE = PACKAGE / "native"
 _MACROS = {name: name.upper().replace("-", "_") for name in MODELS}
 
 
-def _headers() -> tuple[Path, ...]:
-    return (
-        *sorted(_C.glob("access*.h")),
-        _NATIVE / "read_loop.h",
-        _NATIVE / "rseqlab.h",
-        *sorted((_NATIVE / "arch").glob("*.h")),
-    )
+_HEADERS = (
+    *sorted(_C.glob("access*.h")),
+    _NATIVE / "layout.h",
+    _NATIVE / "read_loop.h",
+    _NATIVE / "rseqlab.h",
+    *sorted((_NATIVE / "arch").glob("*.h")),
+)
 
 
-def _target(
-    name: str, source: str, *flags: str, compiler: str = "cc", depends: tuple[Path, ...] = ()
-) -> Target:
+@dataclass(frozen=True)
+class _Piece:
+    """What is linked of some sources: their flags, and what comes behind them."""
+
+    name: str
+    sources: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    link: tuple[str, ...] = ("-shared",)
+    depends: tuple[Path, ...] = ()
+
+    def library(self) -> builds.Library:
+        """The same for a build."""
+        units = tuple(
+            builds.Unit(_C / source, (*_includes(host.arch()), *self.flags)) for source in self.sources
+        )
+        return builds.Library(self.name, units, self.link, (*_HEADERS, *self.depends))
+
+    def target(self, compiler: str) -> Target:
+        """The same for one compilation that is not laid out."""
+        arch = "aarch64" if compiler.startswith("aarch64") else host.arch()
+        # No two functions of the same code made one: the control needs both.
+        apart = () if "clang" in compiler_id(compiler) else ("-fno-ipa-icf",)
+        common = ("-std=gnu11", "-O2", "-Wall", "-Wextra", *_includes(arch), *apart, "-Wl,-z,now")
+        position = ("-fPIC",) * ("-shared" in self.link)
+        sources = tuple(_C / source for source in self.sources)
+        flags = (*common, *position, *self.flags, *self.link)
+        return Target(self.name, sources, flags, compiler, (*_HEADERS, *self.depends))
+
+
+def _includes(arch: str) -> tuple[str, ...]:
     # A red zone would lie where the calls that the assembly makes put their return address.
-    red_zone = () if compiler.startswith("aarch64") or host.arch() == "aarch64" else ("-mno-red-zone",)
-    # Loops that lie alike, and no two functions of the same code made one: the null needs both.
-    placed = (
-        "-falign-functions=64",
-        "-falign-loops=64",
-        *(() if "clang" in compiler_id(compiler) else ("-fno-ipa-icf",)),
-    )
-    common = (
-        "-std=gnu11",
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        f"-I{_NATIVE}",
-        f"-I{_C}",
-        *red_zone,
-        *placed,
-        "-Wl,-z,now",
-    )
-    sources = tuple(_C / one for one in source.split())
-    return Target(name, sources, (*common, *flags), compiler, (*_headers(), *depends))
+    return (f"-I{_NATIVE}", f"-I{_C}", *(() if arch == "aarch64" else ("-mno-red-zone",)))
 
 
 @dataclass(frozen=True)
@@ -146,52 +161,63 @@ class Built:
 
 
 def build_all(compiler: str = "cc") -> Built:
-    """Everything that one process needs. Raises CompileError."""
-    shared = ("-fPIC", "-shared")
+    """Everything that one process needs, by one compilation that is not laid out. Raises CompileError."""
+    return _built(lambda piece: build(piece.target(compiler)))
+
+
+def build_number(number: int) -> Built:
+    """The same in the layout of a build. Raises CompileError."""
+    return _built(lambda piece: builds.make(piece.library(), number))
+
+
+def _built(make: Callable[[_Piece], Path]) -> Built:
     script = _C / "access_provider.map"
-    provider = build(
-        _target(
+    provider = make(
+        _Piece(
             "libaccess_provider.so",
-            "access_provider.c",
-            *shared,
-            f"-Wl,--version-script={script}",
-            compiler=compiler,
+            ("access_provider.c",),
+            link=("-shared", f"-Wl,--version-script={script}"),
             depends=(script,),
         )
     )
     consumers = [
-        build(
-            _target(
+        make(
+            _Piece(
                 f"libaccess_{model}.so",
-                "access_consumer.c",
-                *shared,
-                f"-DMODEL={_MACROS[model]}",
-                f'-DMODEL_NAME="{model}"',
-                f"-DWITH_CHECKS={int(model == 'initial-exec')}",
-                str(provider),
-                compiler=compiler,
+                ("access_consumer.c",),
+                (
+                    f"-DMODEL={_MACROS[model]}",
+                    f'-DMODEL_NAME="{model}"',
+                    f"-DWITH_CHECKS={int(model == 'initial-exec')}",
+                ),
+                ("-shared", str(provider)),
             )
         )
         for model in MODELS[:3]
     ]
     opened = [
-        build(
-            _target(
+        make(
+            _Piece(
                 f"access_private_{access.tls_model}_{access.loaded}.so",
-                "access_private.c",
-                *shared,
-                f"-DMODEL={_MACROS[access.tls_model]}",
-                f'-DLABEL="{access.label}"',
-                f"-DBALLAST_BYTES={BALLAST_BYTES[access.loaded]}",
-                compiler=compiler,
+                ("access_private.c",),
+                (
+                    f"-DMODEL={_MACROS[access.tls_model]}",
+                    f'-DLABEL="{access.label}"',
+                    f"-DBALLAST_BYTES={BALLAST_BYTES[access.loaded]}",
+                ),
             )
         )
         for access in ACCESSES
         if access.loaded in BALLAST_BYTES
     ]
-    libraries = [*map(str, consumers), str(provider), "-ldl", "-lpthread"]
-    program = _target("access", "access_main.c access_step.c", *libraries, compiler=compiler)
-    return Built(build(program), tuple(opened))
+    libraries = (*map(str, consumers), str(provider), "-ldl", "-lpthread")
+    program = make(_Piece("access", ("access_main.c", "access_step.c"), link=libraries))
+    return Built(program, tuple(opened))
+
+
+def _prepare(arguments: Mapping) -> str | None:
+    """Compile a part's build; why that cannot be done, or None."""
+    return attempt(lambda: build_number(arguments["build"]))[1]
 
 
 class Program:
@@ -230,31 +256,21 @@ def started(command: list[str]) -> Iterator[Program]:
 
 
 def plan(profile: str) -> list[Part]:
-    """As many processes as the profile says; where nothing can be built, why."""
+    """Several processes of each build."""
     size = PROFILE[profile]
-    command, refusal = attempt(lambda: build_all().command())
     rows = len(ACCESSES) * (size["rounds"] * len(size["orders"]) + size["first_uses"])
-    return [
-        Part(
-            id=f"none-{number}",
-            rows=rows,
-            timeout_s=120,
-            environment=LIBC_LEAVES,
-            arguments={"seed": number, "command": command, **size},
-            skip=refusal,
-        )
-        for number in range(size["processes"])
-    ]
+    return builds.parts(size, lambda _: rows, timeout_s=120, starts=(builds.Start("none", LIBC_LEAVES),))
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
     size = task.arguments
-    with pinned(host.allowed_cpus()[-1]) as cpu, started(size["command"]) as program:
+    command = size.get("command") or build_number(size["build"]).command()
+    with pinned(host.allowed_cpus()[-1]) as cpu, started(command) as program:
 
         def batch(access: Access, order: str, iterations: int) -> dict:
             elapsed_ns, total = program.batch(access.label, order, iterations)
-            expected = FIELD_VALUE * iterations * (access.option is not None)
+            expected = FIELD_VALUE * iterations * (access.option is not None) % SUMS_MODULO
             if elapsed_ns < 0 or total != expected:
                 raise Failed(
                     f"{access.label}, {order}: {iterations} reads summed up to {total}, not {expected}; "
@@ -294,6 +310,7 @@ EXPERIMENT = Experiment(
     question="What does reading one field cost under each option, by each way to find the area?",
     serves="access cost of every option, by TLS model, with and without the size check",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every variant is timed once a round"),
         Column(
             "access",
@@ -320,5 +337,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 8, "full": 60},
     plan=plan,
     measure=measure,
-    sources=tuple(f"experiments/c/{path.name}" for path in sorted(_C.glob("access*"))),
+    prepare=_prepare,
 )

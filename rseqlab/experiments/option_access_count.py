@@ -20,7 +20,6 @@ from rseqlab.experiments.option_access_cost import (
     build_all,
     started,
 )
-from rseqlab.experiments.option_access_cost import EXPERIMENT as COST
 from rseqlab.lab.child import Failed
 from rseqlab.lab.compile import COMPILER, attempt
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
@@ -97,5 +96,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 3, "full": 6},
     plan=plan,
     measure=measure,
-    sources=("experiments/option_access_cost.py", *COST.sources),
 )

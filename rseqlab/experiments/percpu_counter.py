@@ -1,15 +1,15 @@
 """percpu-counter: what does an increment cost as an rseq critical section, and as everything else?
 
-One process does all techniques at all thread counts, interleaved, several processes one after another, on 1, 2 and twice as many threads as CPUs.
+One process does all techniques at all thread counts, interleaved, on 1, 2 and twice as many threads as CPUs; each
+process is of one build, several of each.
 Every batch is checked: the sum over all slots must equal the increments exactly.
 """
 
 from collections.abc import Iterator
 
 from rseqlab import host
-from rseqlab.lab import ops
+from rseqlab.lab import builds, ops
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.lab.timing import Variant, interleaved
 
 TECHNIQUES = (
@@ -21,11 +21,11 @@ TECHNIQUES = (
     "mutex",
     "sched_getcpu-atomic",
 )
-"""``rseq-again`` is ``rseq`` once more: the A/A null."""
+"""``rseq-again`` is the same source at another place: the A/A control."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000},
-    "full": {"processes": 8, "rounds": 10, "batch_ns": 5_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 1_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 1_000_000},
 }
 
 THREADS_BATCH_FACTOR, CROWD_BATCH_FACTOR = 2, 5
@@ -36,26 +36,16 @@ def plan(profile: str) -> list[Part]:
     """Half of the processes leave the registration to libc; in the others each thread does it itself."""
     size = PROFILE[profile]
     rows = size["rounds"] * len(TECHNIQUES) * len(ops.thread_counts(2))
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=rows,
-            timeout_s=300,
-            environment=environment,
-            arguments={"start": start, "seed": number, **size},
-            skip=libc_refusal() if start == "libc" else None,
-        )
-        for number in range(size["processes"])
-        for start, environment in (("libc", LIBC_OWNS), ("self", LIBC_LEAVES))
-    ]
+    return builds.parts(size, lambda _: rows, timeout_s=300, starts=builds.libc_and("self"))
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
     size = task.arguments
+    loops = builds.loops(size)
 
     def batch(technique: str, threads: int, iterations: int) -> dict:
-        row = ops.run_job(f"counter/{technique}", threads, iterations, ops.places(threads))
+        row = ops.run_job(f"counter/{technique}", threads, iterations, ops.places(threads), loops=loops)
         return {
             "technique": technique,
             "threads": threads,
@@ -86,6 +76,7 @@ EXPERIMENT = Experiment(
     question="What does an increment cost as an rseq critical section, and as what a program would use instead?",
     serves="what rseq buys its users",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every technique is timed once a round"),
         Column("technique", "text", "how the increment is done", choices=TECHNIQUES),
         Column("threads", "int", "threads that increment at the same time", minimum=1),
@@ -106,4 +97,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 14, "full": 120},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

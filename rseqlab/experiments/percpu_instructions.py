@@ -156,11 +156,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 6, "full": 6},
     plan=plan,
     measure=measure,
-    sources=(
-        "experiments/c/count_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/counted.py",
-        "lab/librseq.py",
-    ),
 )

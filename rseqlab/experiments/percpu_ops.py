@@ -1,13 +1,13 @@
 """percpu-ops: what does each operation and structure cost on rseq, and by everything a program would use instead?
 
-All techniques at all thread counts, interleaved, in several processes one after another. Each batch is
+All techniques at all thread counts, interleaved, in several processes of each of several builds. Each batch is
 checked: the operations that are found in the data must equal the operations that were asked for.
 """
 
 from collections.abc import Iterator
 
-from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
+from rseqlab.lab import builds, ops
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.probe import thread_that_libc_may_own
 from rseqlab.lab.timing import Variant, interleaved
 
@@ -50,15 +50,29 @@ TECHNIQUES = (
     "pool/rseq",
     "pool/malloc",
 )
-"""As native/techniques.c calls them; ``counter/rseq-again`` is ``counter/rseq`` once more: the A/A null.
+"""As native/techniques.c calls them; ``counter/rseq-again`` is the same source at another place: the A/A control.
 
-``counter/nothing`` is the loop alone. A lock operation is to take and to release; one of a list, a ring, a
+``counter/nothing`` is the loop with a move between registers in the place of the operation. A lock operation is to take and to release; one of a list, a ring, a
 ring of bytes (a record of 64) or a pool is to take something out and to put it back, or the reverse.
 """
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000, "longer": (1, 1, 2, 4), "all": False},
-    "full": {"processes": 8, "rounds": 10, "batch_ns": 2_000_000, "longer": (1, 3, 8, 16), "all": True},
+    "quick": {
+        "builds": 8,
+        "processes": 2,
+        "rounds": 2,
+        "batch_ns": 1_000_000,
+        "longer": (1, 1, 2, 3),
+        "all": False,
+    },
+    "full": {
+        "builds": 24,
+        "processes": 2,
+        "rounds": 2,
+        "batch_ns": 1_000_000,
+        "longer": (1, 2, 4, 8),
+        "all": True,
+    },
 }
 """``longer``: batches of 1, of 2, and of twice and eight times as many threads as CPUs are so many times as
 long, for a late start not to count and a crowd to need several time slices. ``all``: a bare section, too,
@@ -93,15 +107,21 @@ def plan(profile: str) -> list[Part]:
     """Processes in which libc registered the threads; where it cannot, each thread does it itself."""
     size = PROFILE[profile]
     todo = jobs(size)
-    return alike(size | {"jobs": todo}, size["rounds"] * len(todo), timeout_s=300)
+    return builds.parts(
+        size | {"jobs": todo},
+        lambda _: size["rounds"] * len(todo),
+        timeout_s=300,
+        starts=builds.libc_or_self(),
+    )
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
     size = task.arguments
+    loops = builds.loops(size)
 
     def batch(technique: str, threads: int, iterations: int) -> dict:
-        row = ops.run_job(technique, threads, iterations, ops.places(threads))
+        row = ops.run_job(technique, threads, iterations, ops.places(threads), loops=loops)
         row.pop(ops.SIGNALS)
         return {"technique": technique, "threads": threads, "start": size["start"], **row}
 
@@ -119,6 +139,7 @@ EXPERIMENT = Experiment(
     question="What does each per-CPU operation cost on rseq, and by everything that a program would use instead?",
     serves="what rseq buys its users, and where it does not pay",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every technique is timed once a round"),
         Column("technique", "text", "structure/way", choices=TECHNIQUES),
         Column("threads", "int", "threads that do it at the same time", minimum=1),
@@ -133,4 +154,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 20, "full": 200},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

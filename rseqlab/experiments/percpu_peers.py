@@ -1,29 +1,26 @@
 """percpu-peers: are our critical sections as fast as those of librseq, the C library of the same operations?
 
 Both are compiled by the same compiler with the same options into one shared library, each in the same loop
-around, and timed interleaved in one process on one CPU. librseq keeps the offset of the area in a variable and
+around, and timed interleaved in one process on one CPU; each process is of one build, whose code layout it has. librseq keeps the offset of the area in a variable and
 loads it each time; our sections are told it, so that a program may hold it in a register (``ours``) or load it
 likewise (``ours-offset-loaded``). Each batch's memory shows afterwards that every turn was done. The
 instructions of the same loops are rows of percpu-instructions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import cffi
-
-from rseqlab import host, native
-from rseqlab.lab import compile, librseq
+from rseqlab import host
+from rseqlab.lab import builds, compile, librseq
 from rseqlab.lab.child import Failed
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Need, Part, Task
 from rseqlab.lab.probe import LIBC_OWNS
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 HERE = Path(__file__).parent / "c"
-NATIVE_FOLDER = Path(native.__file__).parent
 
 WHO = ("ours", "ours-again", "ours-offset-loaded", "theirs")
-"""``ours-again`` is ``ours`` once more: the A/A null."""
+"""``ours-again`` is the same source at another place: the A/A control."""
 
 COPIED_BYTES = (8, 16, 64, 256)
 OPERATIONS = (
@@ -40,33 +37,33 @@ OPERATIONS = (
 """The operations that both have, and the bytes that they copy."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 1_000_000},
-    "full": {"processes": 15, "rounds": 10, "batch_ns": 4_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 1_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 1_000_000},
 }
 
 
-def library() -> Path:
-    """The built library of both sides' loops. Raises CompileError."""
+CDEF = """
+int rl_has_loop(const char *who, const char *operation, int bytes);
+int64_t rl_time_loop(const char *who, const char *operation, int bytes, int cpu, int64_t iterations,
+                     uint64_t *aborts);
+"""
+
+
+def library() -> builds.Library:
+    """Both sides' loops. Only where there are headers of librseq."""
     headers = librseq.find()
-    return compile.build(
-        compile.Target(
-            "time-sections.so",
-            (HERE / "time_sections.c", NATIVE_FOLDER / "rseq.c"),
-            ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-unroll-loops", "-fvisibility=hidden",
-             "-shared", "-fPIC", f"-I{NATIVE_FOLDER}", *headers.flags, "-ldl"),
-            depends=(*sorted(HERE.glob("*.h")), *sorted(NATIVE_FOLDER.rglob("*.h")), *headers.files),
-        )
-    )  # fmt: skip
+    flags = ("-fno-unroll-loops", "-fvisibility=hidden", f"-I{builds.NATIVE}", *headers.flags)
+    return builds.Library(
+        "time-sections.so",
+        tuple(builds.Unit(source, flags) for source in (HERE / "time_sections.c", builds.NATIVE / "rseq.c")),
+        ("-shared", "-ldl"),
+        (*sorted(HERE.glob("*.h")), *sorted(builds.NATIVE.rglob("*.h")), *headers.files),
+    )
 
 
-def _loaded():
-    ffi = cffi.FFI()
-    ffi.cdef("""
-        int rl_has_loop(const char *who, const char *operation, int bytes);
-        int64_t rl_time_loop(const char *who, const char *operation, int bytes, int cpu, int64_t iterations,
-                             uint64_t *aborts);
-    """)
-    return ffi, ffi.dlopen(str(library()))
+def _prepare(arguments: Mapping) -> str | None:
+    """Compile a part's build; why that cannot be done, or None."""
+    return builds.prepares(library())(arguments)
 
 
 def _timed(lib) -> list[tuple[str, int | None]]:
@@ -78,43 +75,28 @@ def _timed(lib) -> list[tuple[str, int | None]]:
     ]
 
 
-def _refusal() -> str | None:
-    """Why librseq cannot be compared with here, or None."""
-    if reason := librseq.missing():
-        return reason
-    try:
-        library()
-    except compile.CompileError as error:
-        return f"What was found of librseq does not compile. {error}"
-    return None
+def _loaded(number: int):
+    return builds.load(library(), number, CDEF)
 
 
 def plan(profile: str) -> list[Part]:
-    """Processes one after another, each with its own memory layout."""
-    size, skip = PROFILE[profile], _refusal()
-    rows = 0 if skip else size["rounds"] * len(WHO) * len(_timed(_loaded()[1]))
-    return [
-        Part(
-            id=f"process-{number}",
-            rows=rows,
-            timeout_s=180,
-            environment=LIBC_OWNS,
-            arguments={"seed": number, **size},
-            skip=skip,
-        )
-        for number in range(size["processes"])
-    ]
+    """Several processes of each build. Where what was found of librseq does not compile, that is why there are none."""
+    size = PROFILE[profile]
+    found, refusal = compile.attempt(lambda: _timed(_loaded(0)[1]))
+    rows = size["rounds"] * len(WHO) * len(found or ())
+    skip = f"What was found of librseq does not compile. {refusal}" if refusal else None
+    return builds.parts(size, lambda _: rows, 180, (builds.Start("libc", LIBC_OWNS),), skip)
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
-    ffi, lib = _loaded()
     size, title = task.arguments, librseq.find().title
+    ffi, lib = _loaded(size["build"])
     with pinned(host.allowed_cpus()[-1]) as cpu:
 
         def batch(who: str, operation: str, copied: int | None, iterations: int) -> dict:
             aborts = ffi.new("uint64_t *")
-            loop = who.removesuffix("-again").replace("-", "_").encode()
+            loop = who.replace("-", "_").encode()
             answer = lib.rl_time_loop(loop, operation.encode(), copied or -1, cpu, iterations, aborts)
             if answer < 0:
                 raise Failed(f"{who}, {operation}: {iterations} turns on CPU {cpu} answered {answer}")
@@ -142,6 +124,7 @@ EXPERIMENT = Experiment(
     question="Are our critical sections as fast as those of librseq, the C library of the same operations?",
     serves="how far the per-CPU operations are from the best that exists",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every variant is timed once a round"),
         Column("who", "text", "whose section, and where the area's offset comes from", choices=WHO),
         Column(
@@ -169,10 +152,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 12, "full": 80},
     plan=plan,
     measure=measure,
-    sources=(
-        "experiments/c/time_sections.c",
-        "experiments/c/peer_loops.h",
-        "experiments/c/section_loops.h",
-        "lab/librseq.py",
-    ),
+    prepare=_prepare,
 )

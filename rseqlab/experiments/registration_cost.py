@@ -6,22 +6,20 @@ the same in processes where libc's registration is on (or off).
 """
 
 from collections.abc import Iterator
-from functools import cache
-
-from cffi import FFI
 
 from rseqlab import host, native
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
-from rseqlab.lab.compile import COMPILER, PACKAGE, Target, attempt, build
+from rseqlab.lab.compile import COMPILER, PACKAGE
 from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
-from rseqlab.lab.probe import LIBC_LEAVES, LIBC_OWNS, libc_refusal
 from rseqlab.lab.timing import Variant, interleaved, pinned
 
 LENGTHS_BYTES = (32, 64, 128, 256)
 TURNS = ("round-trip", "thread")
 """A turn is two system calls, or the start and the end of a thread."""
 EXTRA_CALLS = {"nothing-more": 0, "nothing-more-again": 0, "one-call-more": 1, "two-calls-more": 2}
-"""System calls that each thread makes beyond its start and end. ``...-again`` is the A/A null."""
+"""System calls that each thread makes beyond its start and end. ``...-again`` is the same source at another place: the A/A
+control."""
 WAYS = (
     "nothing-more",
     "nothing-more-again",
@@ -31,8 +29,8 @@ WAYS = (
 """In a round trip, ``nothing-more`` is two calls of getppid."""
 
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 2_000_000},
-    "full": {"processes": 15, "rounds": 10, "batch_ns": 6_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 1_500_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 3_000_000},
 }
 
 AFTERWARDS = 1_000_000
@@ -43,23 +41,18 @@ _C = PACKAGE / "experiments" / "c"
 CDEF = """
 int64_t registration_turns(uint32_t length_bytes, uint32_t signature, uint64_t turns, int64_t *sum);
 int64_t yardstick_turns(uint64_t turns, int64_t *sum);
+int64_t yardstick_turns_again(uint64_t turns, int64_t *sum);
 int64_t thread_turns(unsigned calls, uint64_t turns, int64_t *sum);
+int64_t thread_turns_again(unsigned calls, uint64_t turns, int64_t *sum);
 """
 
 
-def library() -> str:
-    """The path of the built C. Raises CompileError."""
-    flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-lpthread")
-    return str(
-        build(Target("registration.so", (_C / "registration.c",), flags, depends=(_C / "rseq_call.h",)))
-    )
-
-
-@cache
-def _loaded(path: str):
-    ffi = FFI()
-    ffi.cdef(CDEF)
-    return ffi, ffi.dlopen(path)
+LIBRARY = builds.Library(
+    "registration.so",
+    (builds.Unit(_C / "registration.c", (f"-I{builds.NATIVE}",)),),
+    ("-shared", "-lpthread"),
+    (_C / "rseq_call.h", builds.NATIVE / "layout.h"),
+)
 
 
 def variants_of(start: str) -> list[tuple[str, str]]:
@@ -70,21 +63,14 @@ def variants_of(start: str) -> list[tuple[str, str]]:
 
 
 def plan(profile: str) -> list[Part]:
-    """Processes alternate between the two starts, so that a drift of the machine meets both."""
+    """Processes alternate between builds and between the two starts, so that a drift of the machine meets all."""
     size = PROFILE[profile]
-    path, refusal = attempt(library)
-    return [
-        Part(
-            id=f"{start}-{number}",
-            rows=size["rounds"] * len(variants_of(start)),
-            timeout_s=120,
-            environment=environment,
-            arguments={"start": start, "seed": number, "library": path, **size},
-            skip=refusal or (libc_refusal() if start == "libc" else None),
-        )
-        for number in range(size["processes"])
-        for start, environment in (("libc", LIBC_OWNS), ("none", LIBC_LEAVES))
-    ]
+    return builds.parts(
+        size,
+        lambda start: size["rounds"] * len(variants_of(start)),
+        timeout_s=120,
+        starts=builds.libc_and("none"),
+    )
 
 
 def expected_sum(way: str, turn: str, turns: int, cpu: int) -> int:
@@ -97,16 +83,19 @@ def expected_sum(way: str, turn: str, turns: int, cpu: int) -> int:
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process. A length that the kernel refuses gives one row with its answer."""
     size, start = task.arguments, task.arguments["start"]
-    ffi, lib = _loaded(size["library"])
+    ffi, lib = builds.load(LIBRARY, size["build"], CDEF)
     signature = native.core()[1].rl_signature()
 
     def run(way: str, turn: str, turns: int) -> tuple[int, int]:
         total = ffi.new("int64_t *")
+        again = way.endswith("-again")
         if turn == "thread":
-            return lib.thread_turns(EXTRA_CALLS[way], turns, total), total[0]
+            threads = lib.thread_turns_again if again else lib.thread_turns
+            return threads(EXTRA_CALLS[way], turns, total), total[0]
         if way.startswith("register-"):
             return lib.registration_turns(int(way.rpartition("-")[2]), signature, turns, total), total[0]
-        return lib.yardstick_turns(turns, total), total[0]
+        yardstick = lib.yardstick_turns_again if again else lib.yardstick_turns
+        return yardstick(turns, total), total[0]
 
     with pinned(host.allowed_cpus()[-1]) as cpu:
 
@@ -148,6 +137,7 @@ EXPERIMENT = Experiment(
     question="What does registering an area cost, and what of it does each new thread pay?",
     serves="what each thread's start pays for an area, by its length",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every variant is timed once a round"),
         Column("way", "text", "what is done", choices=WAYS),
         Column("turn", "text", "what is repeated", choices=TURNS),
@@ -165,5 +155,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 4, "full": 25},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/registration.c", "experiments/c/rseq_call.h"),
+    prepare=builds.prepares(LIBRARY),
 )

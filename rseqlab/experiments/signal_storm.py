@@ -6,34 +6,37 @@ runs inside of the interruption of another. The sum must equal both, exactly.
 
 from collections.abc import Iterator
 
-from rseqlab.lab import ops
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
+from rseqlab.lab import builds, ops
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 from rseqlab.lab.timing import Variant, interleaved
 
 STORMS = {"none": 0, "none-again": 0, "100 Hz": 100, "1 kHz": 1000, "10 kHz": 10_000}
-"""Signals a second to each thread; ``none-again`` is the A/A null."""
+"""Signals a second to each thread; ``none-again`` is the same source at another place: the A/A control."""
 
 TECHNIQUES = ("counter/rseq", "counter/atomic-own-line")
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "batch_ns": 6_000_000},
-    "full": {"processes": 10, "rounds": 10, "batch_ns": 30_000_000},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "batch_ns": 5_000_000},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "batch_ns": 10_000_000},
 }
 
 
 def plan(profile: str) -> list[Part]:
-    """Several processes, all alike."""
+    """Several processes of each build."""
     size = PROFILE[profile]
-    return alike(
-        size, size["rounds"] * len(STORMS) * len(TECHNIQUES) * len(ops.thread_counts()), timeout_s=180
-    )
+    rows = size["rounds"] * len(STORMS) * len(TECHNIQUES) * len(ops.thread_counts())
+    return builds.parts(size, lambda _: rows, timeout_s=180, starts=builds.libc_or_self())
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
     size = task.arguments
+    loops = builds.loops(size)
 
     def batch(storm: str, technique: str, threads: int, iterations: int) -> dict:
-        row = ops.run_job(technique, threads, iterations, ops.places(threads), storm_hz=STORMS[storm])
+        source = f"{technique}-again" if storm.endswith("-again") else technique
+        row = ops.run_job(
+            source, threads, iterations, ops.places(threads), storm_hz=STORMS[storm], loops=loops
+        )
         for name in (ops.SLOTS, ops.RESIDENT):
             row.pop(name)
         load = f"{technique}, {threads}"
@@ -62,6 +65,7 @@ EXPERIMENT = Experiment(
     question="Does counting go on, and lose nothing, while signals interrupt it up to 10,000 times a second?",
     serves="nested signal handlers that run sections on the same data",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every storm is timed once a round"),
         Column("storm", "text", "signals a second to each thread", choices=tuple(STORMS)),
         Column("technique", "text", "how the increment is done, also by the handler", choices=TECHNIQUES),
@@ -77,4 +81,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 7, "full": 60},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

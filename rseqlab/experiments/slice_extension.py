@@ -148,5 +148,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=("vm/c/slice.c", "vm/slices.py"),
 )

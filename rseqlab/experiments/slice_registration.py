@@ -87,5 +87,4 @@ EXPERIMENT = Experiment(
     plan=plan,
     measure=measure,
     group="kernels",
-    sources=("vm/c/slice.c", "vm/slices.py", "experiments/slice_extension.py"),
 )

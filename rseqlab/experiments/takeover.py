@@ -6,9 +6,10 @@ again and again, by each way. Afterwards each node must be in one place.
 
 from collections.abc import Iterator
 
-from rseqlab import host, native, percpu
+from rseqlab import host, percpu
+from rseqlab.lab import builds
 from rseqlab.lab.child import Failed
-from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task, alike
+from rseqlab.lab.experiment import LINUX, NATIVE, REGISTRATION, Column, Experiment, Part, Task
 
 WAYS = {
     "fence-cpu": "RL_TAKER_FENCE_CPU",
@@ -18,12 +19,12 @@ WAYS = {
     "mutex": "RL_TAKER_MUTEX",
 }
 """``move`` is the fallback where the kernel has no such fence. With ``mutex`` the owner locks for every operation
-instead. ``fence-cpu-again`` is the A/A null."""
+instead. ``fence-cpu-again`` is the same source at another place: the A/A control."""
 
 OWNERS = ("busy", "sleeping")
 PROFILE = {
-    "quick": {"processes": 8, "rounds": 4, "takeovers": 200, "moves": 4},
-    "full": {"processes": 12, "rounds": 10, "takeovers": 1000, "moves": 10},
+    "quick": {"builds": 8, "processes": 2, "rounds": 2, "takeovers": 200, "moves": 4},
+    "full": {"builds": 24, "processes": 2, "rounds": 3, "takeovers": 400, "moves": 6},
 }
 """``moves``: takeovers by moving to a busy CPU, which wait for the owner's time slice to end."""
 
@@ -31,14 +32,16 @@ PAUSE_NS = 5_000
 
 
 def plan(profile: str) -> list[Part]:
-    """Several processes, all alike. On one CPU, owner and taker share it."""
+    """Several processes of each build. On one CPU, owner and taker share it."""
     size = PROFILE[profile]
-    return alike(size, size["rounds"] * len(WAYS) * len(OWNERS), timeout_s=180)
+    rows = size["rounds"] * len(WAYS) * len(OWNERS)
+    return builds.parts(size, lambda _: rows, timeout_s=180, starts=builds.libc_or_self())
 
 
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process, one for each run of a way."""
     size, allowed = task.arguments, host.allowed_cpus()
+    loops = builds.loops(size)
     refusal = percpu.fence_refusal()
     for number in range(size["rounds"]):
         for owner in OWNERS:
@@ -50,11 +53,12 @@ def measure(task: Task) -> Iterator[dict]:
                     yield head | dict.fromkeys(MEASURED) | {"reason": refusal}
                     continue
                 count = size["moves"] if (way, owner) == ("move", "busy") else size["takeovers"]
-                yield head | _run(way, owner, count, allowed) | {"reason": None}
+                yield head | _run(loops, way, owner, count, allowed) | {"reason": None}
 
 
-def _run(way: str, owner: str, takeovers: int, allowed: list[int]) -> dict:
-    ffi, lib = native.core()
+def _run(loops: tuple, way: str, owner: str, takeovers: int, allowed: list[int]) -> dict:
+    ffi, lib = loops
+    run = lib.rl_takeover_run_again if way.endswith("-again") else lib.rl_takeover_run
     job = {
         "how": getattr(lib, WAYS[way]),
         "takeovers": takeovers,
@@ -65,7 +69,7 @@ def _run(way: str, owner: str, takeovers: int, allowed: list[int]) -> dict:
         "busy": owner == "busy",
     }
     outcome = ffi.new("struct rl_takeover_outcome *")
-    answer = lib.rl_takeover_run(ffi.new("struct rl_takeover_job *", job), outcome)
+    answer = run(ffi.new("struct rl_takeover_job *", job), outcome)
     if answer or outcome.lost:
         raise Failed(
             f"{way}, owner {owner}: {outcome.lost} nodes were not in one place; the run answered {answer}"
@@ -97,6 +101,7 @@ EXPERIMENT = Experiment(
     question="What does it cost to take over another CPU's list, and what does its owner pay for that?",
     serves="cross-CPU access: membarrier's rseq command, and the fallback",
     columns=(
+        *builds.COLUMNS,
         Column("round", "int", "every way runs once a round"),
         Column("way", "text", "how the list is taken over", choices=tuple(WAYS)),
         Column("owner", "text", "what the thread of that CPU does meanwhile", choices=OWNERS),
@@ -127,4 +132,5 @@ EXPERIMENT = Experiment(
     seconds={"quick": 6, "full": 40},
     plan=plan,
     measure=measure,
+    prepare=builds.prepares(builds.LOOPS),
 )

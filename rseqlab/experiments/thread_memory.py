@@ -243,5 +243,4 @@ EXPERIMENT = Experiment(
     seconds={"quick": 5, "full": 25},
     plan=plan,
     measure=measure,
-    sources=("experiments/c/thread_memory.c",),
 )

@@ -62,5 +62,4 @@ EXPERIMENT = workload.experiment(
     (COMPILER, workload.JEMALLOC),
     {"quick": 12, "full": 60},
     measure,
-    ("experiments/c/alloc_threads.cpp",),
 )

@@ -95,5 +95,4 @@ EXPERIMENT = workload.experiment(
     (JAVA, COMPILER),
     {"quick": 25, "full": 120},
     measure,
-    ("experiments/c/Allocate.java",),
 )

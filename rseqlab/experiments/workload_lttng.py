@@ -112,5 +112,4 @@ EXPERIMENT = workload.experiment(
     (TOOLS, DAEMON, READER, HEADERS),
     {"quick": 20, "full": 90},
     measure,
-    ("experiments/c/traced.c", "experiments/c/traced.h"),
 )

@@ -1,4 +1,4 @@
-"""A run bundle: a directory of run.json, machine.json, one table per experiment, and SHA256SUMS.
+"""A run bundle: run.json, machine.json, one table per experiment, and SHA256SUMS, in a directory or one packed file.
 
 Rows are appended and flushed one by one, so a kill at any moment loses at most the row in flight; the
 checksums are written last, so nothing half-written is taken for a result.
@@ -6,31 +6,29 @@ checksums are written last, so nothing half-written is taken for a result.
 
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import math
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from rseqlab.errors import LabError
+from rseqlab.lab import archive, older
+from rseqlab.lab.archive import BundleError, Files, Folder, files_of, sha256
 from rseqlab.lab.experiment import Column, Experiment
 
-VERSION = 1
+VERSION = 2
+"""Of run.json and machine.json as they are written. Version 1 is read too: lab/older.py says what it lacks."""
 SUMS = "SHA256SUMS"
-LARGEST_BYTES = 1 << 28
-"""Of one file of a bundle; larger is refused rather than read."""
 LONGEST_CELL = 20_000
 
 
-class BundleError(LabError):
-    """A bundle cannot be written, or must not be believed. The message names the file and the row."""
+class OldRows(BundleError):
+    """A run of an older schema version has a table that this version has no use for: its columns meant other things."""
 
 
 @cache
@@ -39,15 +37,23 @@ def schema(name: str) -> dict:
     return json.loads((resources.files("rseqlab.schemas") / f"{name}.json").read_text())
 
 
+@cache
+def _fits(name: str) -> Callable[[object], object]:
+    import fastjsonschema  # not jsonschema, whose formats take seconds to load; the tests hold the two together
+
+    return fastjsonschema.compile(schema(name), use_default=False)
+
+
 def validate(document: object, name: str, where: str) -> None:
     """Raise BundleError, naming the place in the document, unless it fits its schema."""
-    import jsonschema  # here: it takes longer to load than most experiments take, and no child validates
+    import fastjsonschema
 
     try:
-        jsonschema.validate(document, schema(name))
-    except jsonschema.ValidationError as error:
-        place = "/".join(map(str, error.absolute_path)) or "the document"
-        raise BundleError(f"{where}: {place}: {error.message[:300]}") from None
+        _fits(name)(document)
+    except fastjsonschema.JsonSchemaValueException as error:
+        place = "/".join(map(str, error.path[1:])) or "the document"
+        told = error.message.removeprefix(f"{error.name} ")
+        raise BundleError(f"{where}: {place}: {told[:200]}; it is {repr(error.value)[:100]}") from None
 
 
 def write_json(path: Path, document: Mapping) -> None:
@@ -175,89 +181,182 @@ def lock(directory: Path) -> int:
 
 def seal(directory: Path) -> str:
     """Write SHA256SUMS over every file of the bundle; returns the bundle's own digest."""
-    lines = [f"{_sha256(path)}  {path.name}\n" for path in _members(directory)]
+    files = Folder(directory)
+    lines = [f"{sha256(files.read(name))}  {name}\n" for name in files.names() if name != SUMS]
     write_text(directory / SUMS, "".join(lines))
     return digest(directory)
 
 
-def digest(directory: Path) -> str:
-    """The digest that names the bundle's content: SHA-256 of its SHA256SUMS."""
-    return _sha256(directory / SUMS)
-
-
-def _members(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.suffix in (".json", ".csv"))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
-    """A plain file of bearable size, or BundleError: a bundle may come from anywhere."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise BundleError(
-            f"Could not read {path}: {error.strerror}. Is this the folder of a finished run?"
-        ) from None
-    with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > LARGEST_BYTES:
-            raise BundleError(f"{path}: not a plain file of at most {LARGEST_BYTES} bytes")
-        yield file
-
-
-def _text(path: Path) -> str:
-    with _opened(path) as file:
-        try:
-            return file.read().decode()
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{path}: not UTF-8 at byte {error.start}") from None
-
-
-def _sha256(path: Path) -> str:
-    with _opened(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digest(path: Path) -> str:
+    """The digest that names the bundle's content, packed or not: SHA-256 of its SHA256SUMS."""
+    return sha256(files_of(path).read(SUMS))
 
 
 class Bundle:
-    """A finished run, checked as it is opened: schema, checksums, every row of every table."""
+    """A finished run. What it says of itself is checked as it is opened, each table as it is first read.
 
-    def __init__(self, directory: Path, catalogue: Mapping[str, Experiment]):
+    ``directory`` is where it lies: a directory, or the file of a packed run. ``tables`` has each experiment's rows by
+    its name. :meth:`check` checks everything now.
+
+    With ``only``, the tables of these experiments and no others are there, and those that lie in a directory have their
+    checksums checked at once. With ``unfinished``, a run that did not end is opened as far as its experiments did; it
+    has no checksums yet.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        catalogue: Mapping[str, Experiment],
+        only: Collection[str] | None = None,
+        unfinished: bool = False,
+    ):
         self.directory = directory
-        self.run = read_run(directory)
-        if self.run["ended"] is None:
+        self.files = files_of(directory)
+        self.run = _run(self.files)
+        self.sealed = self.run["ended"] is not None
+        if not self.sealed and not unfinished:
             raise BundleError(
                 f"{directory}: this run is not finished; go on with: rseqlab run --resume --out {directory}"
             )
-        _check_sums(directory)
-        self.machine = _read_json(directory / "machine.json", "machine")
-        self.digest = digest(directory)
-        self.tables: dict[str, list[dict]] = {}
+        self._sums = _sums(self.files) if self.sealed else {}
+        if self.sealed:
+            for name in ("run.json", "machine.json"):
+                self._checked(name)
+        self.machine = older.machine(_read_json(self.files, "machine"))
+        validate(self.machine, "machine", str(directory / "machine.json"))
+        self.tables: Mapping[str, list[dict]] = _Tables(self, self._names(catalogue, only), catalogue)
+        if only is not None and isinstance(self.files, Folder):
+            for name in self.tables:
+                self._checked(f"{name}.csv")
+        self.digest = sha256(self.files.read(SUMS)) if self.sealed else self._digest_so_far()
+
+    def _names(self, catalogue: Mapping[str, Experiment], only: Collection[str] | None) -> list[str]:
+        """The experiments that have a table here. Raises BundleError for one that should have and has not."""
+        there, found = set(self._sums if self.sealed else self.files.names()), []
         for name, record in self.run["experiments"].items():
+            if only is not None and name not in only:
+                continue
             if name not in catalogue:
-                raise BundleError(f"{directory / 'run.json'}: {name} is not an experiment of this rseqlab")
-            path = directory / f"{name}.csv"
-            if path.exists():
-                self.tables[name] = list(_rows(path, catalogue[name], record))
+                raise BundleError(
+                    f"{self.directory / 'run.json'}: {name} is not an experiment of this rseqlab"
+                )
+            if not self.sealed and record["status"] is None:
+                continue  # it is being measured, or was cut short
+            if f"{name}.csv" in there:
+                found.append(name)
             elif record["rows"]:
-                raise BundleError(f"{path}: missing, but run.json counts {record['rows']} rows")
+                raise BundleError(
+                    f"{self.directory / name}.csv: missing, but run.json counts {record['rows']} rows"
+                )
+        return found
+
+    @property
+    def name(self) -> str:
+        """What the run is called where it lies: the directory's name, or the file's without its suffix."""
+        return archive.name_at(self.directory)
+
+    @property
+    def rows(self) -> int:
+        """Of all tables, as run.json counts them."""
+        return sum(record["rows"] for record in self.run["experiments"].values())
+
+    def check(self) -> "Bundle":
+        """Check every file and every row of every table now; returns the bundle. Raises BundleError."""
+        for name in self._sums:
+            self._checked(name)
+        return self.read()
+
+    def read(self) -> "Bundle":
+        """Read and check every table that is there now; returns the bundle. Raises BundleError.
+
+        A table of an older schema version that cannot be read any more stays unread.
+        """
+        for name in self.tables:
+            with suppress(OldRows):
+                _ = self.tables[name]
+        return self
+
+    def _checked(self, name: str) -> bytes:
+        """A file's content, which is what SHA256SUMS says; a run that is not finished has none to compare with."""
+        data = self.files.read(name)
+        if not self.sealed:
+            return data
+        found, told = sha256(data), self._sums.get(name)
+        if told is None:
+            raise BundleError(f"{self.directory / name}: not listed in {SUMS}")
+        if found != told:
+            raise BundleError(
+                f"{self.directory / name}: its checksum is {found[:12]}, {SUMS} says {told[:12]}: damaged"
+            )
+        return data
+
+    def _digest_so_far(self) -> str:
+        """Names what a run that did not end holds of the experiments that are there."""
+        names = ("machine.json", *(f"{name}.csv" for name in sorted(self.tables)))
+        return sha256("".join(f"{sha256(self.files.read(name))}  {name}\n" for name in names).encode())
+
+    def _table(self, experiment: Experiment) -> list[dict]:
+        name = experiment.name
+        text = _decoded(self._checked(f"{name}.csv"), self.directory / f"{name}.csv")
+        record = self.run["experiments"][name]
+        lacking = self.run["version"] < VERSION
+        return list(_rows(text, self.directory / f"{name}.csv", experiment, record, lacking))
 
 
-def read_run(directory: Path) -> dict:
-    """run.json of a finished or unfinished run, checked against its schema."""
-    document = _read_json(directory / "run.json", "run")
-    return {"group": "machine"} | document  # runs before there were groups are of the machine
+class _Tables(Mapping[str, list[dict]]):
+    """The tables of a bundle; each is read, checked and kept when it is first asked for."""
+
+    def __init__(self, bundle: Bundle, names: list[str], catalogue: Mapping[str, Experiment]):
+        self._bundle, self._names, self._catalogue = bundle, names, catalogue
+        self._read: dict[str, list[dict]] = {}
+
+    def __getitem__(self, name: str) -> list[dict]:
+        if name not in self._read:
+            if name not in self._names:
+                raise KeyError(name)
+            self._read[name] = self._bundle._table(self._catalogue[name])
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def _read_json(path: Path, name: str) -> dict:
+def read_run(path: Path) -> dict:
+    """run.json of a finished or unfinished run, packed or not, checked against its schema."""
+    return _run(files_of(path))
+
+
+def _run(files: Files) -> dict:
+    document = _read_json(files, "run")
+    validate(document, "run", str(files.path / "run.json"))
+    return {"group": "machine", "builds": {}} | document  # what the first runs did not say yet
+
+
+def _decoded(data: bytes, where: Path) -> str:
     try:
-        document = json.loads(_text(path), parse_constant=_no_constant, parse_float=_finite)
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{where}: not UTF-8 at byte {error.start}") from None
+
+
+def _read_json(files: Files, name: str) -> dict:
+    """A document of a version that is read here; not checked against its schema yet."""
+    path = files.path / f"{name}.json"
+    try:
+        text = _decoded(files.read(f"{name}.json"), path)
+        document = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
-    if isinstance(document, dict) and document.get("version") not in (None, VERSION):
+    if isinstance(document, dict) and document.get("version") not in (None, *range(1, VERSION + 1)):
         raise BundleError(
-            f"{path}: schema version {document['version']}; this rseqlab reads version {VERSION}"
+            f"{path}: schema version {str(document['version'])[:40]}; this rseqlab reads version 1 to {VERSION}"
         )
-    validate(document, name, str(path))
     return document
 
 
@@ -272,46 +371,56 @@ def _finite(word: str) -> float:
     return value
 
 
-def _check_sums(directory: Path) -> None:
-    path = directory / SUMS
+def _sums(files: Files) -> dict[str, str]:
+    """Checksum by file, as listed; the files that are there are those that are listed."""
+    path = files.path / SUMS
+    there = files.names()
     listed = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_decoded(files.read(SUMS), path).splitlines(), 1):
         found, _, name = line.partition("  ")
         if len(found) != 64 or not name or "/" in name:
             raise BundleError(f"{path}, line {number}: not `<sha256>  <file>`")
+        if name not in there:
+            raise BundleError(f"{files.path / name}: missing, but {SUMS} lists it")
         listed[name] = found
-    for member in _members(directory):
-        if member.name not in listed:
-            raise BundleError(f"{member}: not listed in {SUMS}")
-    for name, found in listed.items():
-        actual = _sha256(directory / name)
-        if actual != found:
-            raise BundleError(
-                f"{directory / name}: its checksum is {actual[:12]}, {SUMS} says {found[:12]}: damaged"
-            )
+    for name in there:
+        if name not in listed and name != SUMS:
+            raise BundleError(f"{files.path / name}: not listed in {SUMS}")
+    return listed
 
 
-def _rows(path: Path, experiment: Experiment, record: Mapping) -> Iterator[dict]:
+def _rows(text: str, path: Path, experiment: Experiment, record: Mapping, lacking: bool) -> Iterator[dict]:
+    """The rows of a table. With ``lacking``, one of an older schema: a column that may be null need not be there, and is
+    null then; raises OldRows where the table does not fit its experiment any more."""
     columns = experiment.all_columns()
     names = [column.name for column in columns]
     seen = set()
-    # By column, what its cells mean that were checked already: most words and many numbers come again.
-    known: list[dict[str, object]] = [{} for _ in columns]
     number = 0
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    absent: dict[str, object] = {}
     try:
         header = next(reader, [])
+        if lacking:
+            absent = {one.name: None for one in columns if one.nullable and one.name not in header}
+            columns = tuple(one for one in columns if one.name not in absent)
+            names = [column.name for column in columns]
         if header != names:
             missing = [name for name in names if name not in header]
             wrong = f"columns missing: {missing}" if missing else f"its columns are {header}, not {names}"
-            raise BundleError(f"{path}: {wrong}")
+            raise (OldRows if lacking else BundleError)(f"{path}: {wrong}")
+        # By column, what its cells mean that were checked already: most words and many numbers come again.
+        known: list[dict[str, object]] = [{} for _ in columns]
         for number, cells in enumerate(reader, 1):
             where = f"{path}, row {number}"
             if len(cells) != len(names):
                 raise BundleError(f"{where}: {len(cells)} cells, not {len(names)}")
-            row = {}
+            row = dict(absent)
             for column, checked, cell in zip(columns, known, cells, strict=True):
                 if cell not in checked:
+                    if lacking and column.choices and cell and cell not in column.choices:
+                        raise OldRows(
+                            f"{where}: {column.name} is {ascii(cell)[:40]}, which it no longer can be"
+                        )
                     value = _value(column, cell, where)
                     if column.kind == "float":  # hardly one comes twice
                         row[column.name] = value

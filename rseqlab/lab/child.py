@@ -27,6 +27,7 @@ ENTRY = "from rseqlab.lab import child; child.main()"
 
 KEPT_VARIABLES = (
     *("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "RSEQLAB_CACHE", "RSEQLAB_LIBRSEQ"),
+    *("RSEQLAB_CC", "RSEQLAB_CFLAGS"),
     *(
         "HOME",
         "XDG_CACHE_HOME",

@@ -15,12 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import rseqlab
-from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.experiment import Need
+from rseqlab.paths import PACKAGE, cache_folder
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 Made = TypeVar("Made")
 TIMEOUT_S = 120
 
@@ -47,16 +45,6 @@ class Target:
     def command(self, output: Path) -> list[str]:
         """Sources first, so that libraries and objects among the flags are linked after them."""
         return [self.compiler, *map(str, self.sources), *self.flags, "-o", str(output)]
-
-
-def cache_folder() -> Path:
-    """$RSEQLAB_CACHE, or ``build/compiled`` in the checkout, or ``compiled`` in the reader's cache folder."""
-    from rseqlab.lab.runner import CHECKOUT  # not above: it brings jsonschema, and children import this
-
-    if given := os.environ.get("RSEQLAB_CACHE"):
-        return Path(given)
-    home = CHECKOUT / "build" if CHECKOUT else host.user_folder("XDG_CACHE_HOME", ".cache")
-    return home / "compiled"
 
 
 FILLED_BY = "filled-by.json"
@@ -89,20 +77,26 @@ COMPILER = Need("a C compiler", missing)
 
 
 def build(target: Target) -> Path:
-    """The built file. Raises CompileError with the compiler's words.
-
-    Two processes that build the same at once both succeed: each writes its own file and renames it.
-    """
+    """The built file. Raises CompileError with the compiler's words."""
     total = hashlib.sha256(compiler_id(target.compiler).encode())
     for flag in target.flags:
         total.update(flag.replace(str(PACKAGE), "").encode() + b"\0")
     for path in (*target.sources, *target.depends):
         total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    output = cache_folder() / f"{total.hexdigest()[:16]}-{target.name}"
+    return produce(target.name, total.hexdigest(), lambda made: run(target, made), target.compiler)
+
+
+def produce(name: str, digest: str, make: Callable[[Path], None], compiler: str = "cc") -> Path:
+    """The file in the cache that ``digest`` names; ``make`` writes it to the path that it is given where it is missing.
+
+    Raises CompileError with the compiler's words. Two processes that make the same at once both succeed: each
+    writes its own file and renames it. An interrupt leaves nothing behind.
+    """
+    output = cache_folder() / f"{digest[:16]}-{name}"
     if output.exists():
         return output
-    if reason := missing(target.compiler):
-        raise CompileError(f"{target.name}: {reason} Nothing was built of these sources before.")
+    if reason := missing(compiler):
+        raise CompileError(f"{name}: {reason} Nothing was built of these sources before.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -110,28 +104,25 @@ def build(target: Target) -> Path:
             f"Could not create {output.parent}: {error.strerror}. Set RSEQLAB_CACHE to a folder that is writable."
         ) from None
     with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
-        made = Path(scratch) / target.name
-        command = target.command(made)
-        try:
-            result = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_S,
-                env=os.environ | {"LC_ALL": "C.UTF-8"},
-            )
-        except subprocess.TimeoutExpired:
-            raise CompileError(
-                f"{target.name}: the compiler still ran after {TIMEOUT_S} s", command
-            ) from None
-        if result.returncode:
-            raise CompileError(
-                f"{target.name}: {target.compiler} refused: {result.stderr.strip()[:500]}",
-                command,
-                result.stderr,
-            )
+        made = Path(scratch) / name
+        make(made)
         os.replace(made, output)
     return output
+
+
+def run(target: Target, output: Path) -> None:
+    """One compiler call. Raises CompileError with the compiler's words."""
+    command = target.command(output)
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | {"LC_ALL": "C.UTF-8"}
+        )
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"{target.name}: the compiler still ran after {TIMEOUT_S} s", command) from None
+    if result.returncode:
+        raise CompileError(
+            f"{target.name}: {target.compiler} refused: {result.stderr.strip()[:500]}", command, result.stderr
+        )
 
 
 def attempt(make: Callable[[], Made]) -> tuple[Made | None, str | None]:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -123,16 +124,21 @@ def _one_instruction_a_block(arch: str) -> str:
 
 
 def build(
-    arch: str, name: str, sources: Sequence[Path], flags: Sequence[str] = (), depends: Iterable[Path] = ()
+    arch: str,
+    name: str,
+    sources: Sequence[Path],
+    flags: Sequence[str] = (),
+    depends: Iterable[Path] = (),
+    built_by: str | None = None,
 ) -> Path:
-    """A static program at fixed addresses. Raises CompileError."""
+    """A static program at fixed addresses, by :func:`compiler` or another. Raises CompileError."""
     headers = tuple(sorted(NATIVE.rglob("*.h")))
     return compile.build(
         compile.Target(
             f"{name}-{arch}",
             tuple(sources),
             (*FLAGS, f"-I{NATIVE}", *FLAGS_OF_ARCH[arch], *flags),
-            compiler(arch),
+            built_by or compiler(arch),
             (*headers, *depends),
         )
     )
@@ -203,6 +209,24 @@ def count(arch: str, program: Path) -> list[Count]:
         Count(loop, (len(many[loop]) - len(few[loop])) / (MANY - FEW), _code(few[loop], many[loop], names))
         for loop in found
     ]
+
+
+def turns(arch: str, program: Path) -> dict[Loop, list[str]]:
+    """The instructions of one turn of every loop, in the order in which they were executed: that of the last turn."""
+    found, within = loops(arch, program)
+    names = disassembly(arch, program, within)
+    return {
+        loop: [names[address] for address in _last_turn(addresses)]
+        for loop, addresses in _by_loop(executed(arch, program, FEW, within), found, names).items()
+    }
+
+
+def _last_turn(addresses: list[int]) -> list[int]:
+    """From the last but one to the last time at the first address that every turn comes to once."""
+    times = Counter(addresses)
+    once_a_turn = next(address for address in addresses if times[address] == FEW)
+    *_, start, end = (place for place, address in enumerate(addresses) if address == once_a_turn)
+    return addresses[start:end]
 
 
 def _by_loop(addresses: list[int], found: list[Loop], names: dict[int, str]) -> dict[Loop, list[int]]:

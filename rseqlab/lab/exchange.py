@@ -1,31 +1,29 @@
-"""Runs on their way between machines: one archive for a run, opened as what a stranger made, and studies of many.
+"""Runs on their way between machines: one file for a run, opened as what a stranger made, and studies of many.
 
-An archive is a gzipped tar of plain files. The same run gives the same bytes.
+What is exported is a packed run (lab/archive.py). The gzipped tar archives that were exported before are read too.
 """
 
 import gzip
-import io
 import os
 import re
 import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
+from rseqlab.lab import archive as packed
 from rseqlab.lab import bundle
+from rseqlab.lab.archive import LARGEST_UNPACKED_BYTES, MEMBER, MOST_MEMBERS, SUFFIX, bundles_in, files_of
 from rseqlab.lab.bundle import Bundle, BundleError
 from rseqlab.lab.experiment import Experiment
 from rseqlab.lab.runner import private_words
 
-SUFFIX = ".tar.gz"
 LARGEST_ARCHIVE_BYTES = 1 << 27
-LARGEST_UNPACKED_BYTES = 1 << 28
-MOST_MEMBERS = 200
-MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(json|csv)|SHA256SUMS")
 FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 
 
@@ -43,27 +41,43 @@ def name_of(run: Bundle) -> str:
     return f"{run.run['run_id']}-{run.digest[:12]}"
 
 
-def export(directory: Path, out: Path | None, catalogue: Mapping[str, Experiment]) -> Exported:
-    """Check a run and write it as one archive, ``out`` or ``rseqlab-<run>-<digest>.tar.gz`` in the current folder.
+def pack(path: Path, out: Path | None, catalogue: Mapping[str, Experiment]) -> Bundle:
+    """Check a run and write it as one file, ``out`` or ``<its name>.zip`` beside it; returns the packed run.
+
+    Its digest is the run's own. Raises BundleError.
+    """
+    run = Bundle(path, catalogue).check()
+    place = out or path.resolve().with_name(f"{run.name}{SUFFIX}")
+    packed.pack(run.files, place)
+    return Bundle(place, catalogue)
+
+
+def unpack(path: Path, out: Path | None, catalogue: Mapping[str, Experiment]) -> Bundle:
+    """Check a packed run and write its files into ``out``, or into a folder of its name beside it; returns that run."""
+    run = Bundle(path, catalogue).check()
+    if not path.is_file():
+        raise BundleError(f"{path} is a folder already; only a packed run can be unpacked.")
+    place = out or path.resolve().with_name(run.name)
+    packed.unpack(run.files, place)
+    return Bundle(place, catalogue)
+
+
+def export(path: Path, out: Path | None, catalogue: Mapping[str, Experiment]) -> Exported:
+    """Check a run and write it as one file, ``out`` or ``rseqlab-<run>-<digest>.zip`` in the current folder.
 
     Host name, home and the places of the lab on the disk do not leave: where a file holds one, it is replaced and
     the copy is sealed anew, so its digest is another than the run's here. Raises BundleError.
     """
-    Bundle(directory, catalogue)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / "run"
-        shutil.copytree(directory, copy, ignore=shutil.ignore_patterns("*.part"))
+        packed.unpack(Bundle(path, catalogue).check().files, copy)
         redacted = _redact(copy)
         if redacted:
             bundle.seal(copy)
         run = Bundle(copy, catalogue)
-        path = out or Path(f"rseqlab-{name_of(run)}{SUFFIX}")
-        if path.exists():
-            raise BundleError(
-                f"{path} exists already; nothing was written. Choose another --out or remove it."
-            )
-        _pack(copy, name_of(run), path)
-        return Exported(path, run.digest, tuple(redacted))
+        place = out or Path(f"rseqlab-{name_of(run)}{SUFFIX}")
+        packed.pack(run.files, place)
+        return Exported(place, run.digest, tuple(redacted))
 
 
 def _redact(folder: Path) -> list[str]:
@@ -74,26 +88,6 @@ def _redact(folder: Path) -> list[str]:
             path.write_text(clean)
             changed.append(path.name)
     return changed
-
-
-def _pack(folder: Path, name: str, out: Path) -> None:
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for path in sorted(folder.iterdir()):
-            member = tarfile.TarInfo(f"{name}/{path.name}")
-            member.size, member.mode = (
-                path.stat().st_size,
-                0o644,
-            )  # no owner and no time: the same run, the same bytes
-            with open(path, "rb") as file:
-                archive.addfile(member, file)
-    temporary = out.with_name(out.name + ".part")
-    try:
-        temporary.write_bytes(gzip.compress(raw.getvalue(), mtime=0))
-        os.replace(temporary, out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise BundleError(f"Could not write {out}: {error.strerror}. Choose another --out.") from None
 
 
 def import_(archive: Path, runs: Path, catalogue: Mapping[str, Experiment]) -> tuple[Path, Bundle, bool]:
@@ -107,8 +101,11 @@ def import_(archive: Path, runs: Path, catalogue: Mapping[str, Experiment]) -> t
         with tempfile.TemporaryDirectory(dir=runs, prefix=".import-") as scratch:
             folder = Path(scratch) / "run"
             folder.mkdir()
-            _unpack(archive, folder)
-            run = Bundle(folder, catalogue)
+            if archive.is_file() and zipfile.is_zipfile(archive):
+                packed.unpack(files_of(archive), folder)
+            else:
+                _unpack(archive, folder)
+            run = Bundle(folder, catalogue).check()
             place = runs / name_of(run)
             if place.exists():
                 return place, Bundle(place, catalogue), False
@@ -170,36 +167,41 @@ def _member_name(path: Path, member: tarfile.TarInfo, number: int) -> str:
 def merge(folders: Sequence[Path], out: Path, catalogue: Mapping[str, Experiment]) -> list[Bundle]:
     """Copy runs, and those of studies among ``folders``, into one study: a folder of runs. A run is there once.
 
-    An existing study takes more. Raises BundleError before anything is copied where one of them is not sound.
+    What is packed stays packed. An existing study takes more. Raises BundleError before anything is copied where one
+    of them is not sound.
     """
     found: dict[str, Bundle] = {}
     for folder in folders:
         for member in members(folder):
-            run = Bundle(member, catalogue)
+            run = Bundle(member, catalogue).check()
             found.setdefault(run.digest, run)
-    if out.exists() and any(path.name != "run.json" and not path.is_dir() for path in out.iterdir()):
+    if out.exists() and any(
+        path.name != "run.json" and not path.is_dir() and path.suffix != SUFFIX for path in out.iterdir()
+    ):
         raise BundleError(f"{out} holds other things than runs; choose another --out.")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        there = {packed.name_at(path) for path in bundles_in(out)}
         for run in found.values():
-            place = out / name_of(run)
-            if place.exists():
+            if name_of(run) in there:
                 continue
             with tempfile.TemporaryDirectory(dir=out, prefix=".merge-") as scratch:
-                copy = shutil.copytree(run.directory, Path(scratch) / "run")
-                os.replace(copy, place)
+                copy = Path(scratch) / "run"
+                if run.directory.is_file():
+                    shutil.copyfile(run.directory, copy)
+                    os.replace(copy, out / f"{name_of(run)}{SUFFIX}")
+                else:
+                    packed.unpack(run.files, copy)
+                    os.replace(copy, out / name_of(run))
     except OSError as error:
         raise BundleError(f"Could not write {out}: {error.strerror}. Choose another --out.") from None
-    return [Bundle(folder, catalogue) for folder in members(out)]
+    return [Bundle(path, catalogue) for path in members(out)]
 
 
 def members(folder: Path) -> list[Path]:
-    """The runs of a study, in the order of their names; a run is a study of one."""
-    if (folder / "run.json").exists():
+    """The runs of a study, packed or not, in the order of their names; a run is a study of one."""
+    if folder.is_file() or (folder / "run.json").exists():
         return [folder]
-    found = sorted(path.parent for path in folder.glob("[!.]*/run.json"))
-    if not found:
-        raise BundleError(
-            f"{folder}: holds no run and no study of runs; `rseqlab bundle merge` makes a study."
-        )
-    return found
+    if found := bundles_in(folder):
+        return found
+    raise BundleError(f"{folder}: holds no run and no study of runs; `rseqlab bundle merge` makes a study.")

@@ -5,11 +5,15 @@ generator that runs in a child process and yields one dict per row.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rseqlab import host, native
+from rseqlab import native
 from rseqlab.lab import probe
+
+PLACE = ("build", "process")
+"""Columns of which the part's arguments know the value (lab/builds.py)."""
 
 PROFILES = ("quick", "full")
 GROUPS = ("machine", "kernels", "workloads")
@@ -95,8 +99,10 @@ class Experiment:
     measure: Callable[[Task], Iterator[dict]]
     group: str = "machine"
     """One of GROUPS."""
-    sources: tuple[str, ...] = ()
-    """What else makes its rows, below rseqlab/: the C that it compiles. Rows made by other text are stale."""
+
+    prepare: Callable[[Mapping], str | None] | None = None
+    """Called with a part's arguments before its deadline runs: makes what the part needs, and says why that cannot
+    be made, or None. The part is then a skip with this reason."""
 
     @property
     def module(self) -> str:
@@ -113,16 +119,19 @@ class Experiment:
 
 
 def measure_part(request: Mapping) -> Iterator[dict]:
-    """Runs in the child: one part of the experiment in ``request["module"]``."""
+    """Runs in the child: one part of the experiment in ``request["module"]``.
+
+    Rows say the build and the process that the part's arguments name, where the table has these columns.
+    """
     experiment = importlib.import_module(request["module"]).EXPERIMENT
-    return experiment.measure(Task(request["arguments"], frozenset(map(tuple, request["done"]))))
+    arguments = request["arguments"]
+    place = {one.name: arguments.get(one.name) for one in experiment.columns if one.name in PLACE}
+    for row in experiment.measure(Task(arguments, frozenset(map(tuple, request["done"])))):
+        yield place | row
 
 
 def _not_linux() -> str | None:
-    facts, _ = host.facts()
-    return (
-        None if facts["platform"] == "linux" else f"rseq is a Linux system call; this is {facts['platform']}"
-    )
+    return None if sys.platform == "linux" else f"rseq is a Linux system call; this is {sys.platform}"
 
 
 LINUX = Need("Linux", _not_linux)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rseqlab
+from rseqlab import microarchitecture
 from rseqlab.errors import LabError
 from rseqlab.lab import bundle, remote, runner
 from rseqlab.lab.bundle import BundleError, Writer
@@ -191,6 +192,9 @@ class Fleet:
             ids = [part["id"] for part in plan["parts"]]
             if len(set(ids)) < len(ids):
                 raise LabError(f"its plan of {experiment.name} has two parts of one name")
+            used = {part["arguments"].get("build") for part in plan["parts"]} - {None}
+            if not {str(number) for number in used} <= set(plan["builds"]):
+                raise LabError(f"its plan of {experiment.name} has builds that it does not describe")
         return document["machine"], document["plans"]
 
     # ---- the study ----
@@ -260,6 +264,10 @@ class Fleet:
                 None, runner.UNFINISHED, runner.code_digest(experiment), document["run_id"]
             )
             document["experiments"].setdefault(experiment.name, record)
+            plan = host.plans[experiment.name]
+            arguments = [part["arguments"] for part in plan["parts"]]
+            described = {int(number): one for number, one in plan["builds"].items()}
+            runner.note_builds(document, arguments, described.__getitem__)
         host.document = document
         plans = (host.plans[one.name] for one in self.experiments)
         host.expected = sum(part["rows"] for plan in plans for part in plan["parts"] if not part["skip"])
@@ -616,7 +624,9 @@ def describe(machine: Mapping) -> str:
         cpus = "cpu"
     kernel = ".".join(re.findall(r"\d+", facts["kernel_release"] or "")[:2])
     words = re.sub(r"\(.*?\)", "", facts["cpu_model"] or "")
-    text = f"{facts['arch']}-{words[:30]}-{cpus}-linux-{kernel}".lower()
+    core = microarchitecture.core_of(facts)
+    words = words[:30] + (f"-{core.name}" if core else "")
+    text = f"{facts['arch']}-{words}-{cpus}-linux-{kernel}".lower()
     return re.sub(r"[^a-z0-9._]+", "-", text).strip("-._")[:90]
 
 
@@ -631,6 +641,7 @@ def _outcome(status: str, reason: str | None, seconds: float, part: Mapping) -> 
         "rows": 0,
         "seconds": round(seconds, 3),
         "environment": dict(part["environment"]),
+        **runner.build_of(part["arguments"]),
     }
 
 

@@ -36,16 +36,17 @@ def run_job(
     stride_bytes: int = 0,
     storm_hz: int = 0,
     moves: int = 0,
+    loops: tuple | None = None,
 ) -> dict:
     """Run it and check that its work was done. Raises Failed where it was not, or could not be started.
 
-    ``technique`` is a name of native/techniques.c; ``-again`` at its end is for the A/A null and means the
-    same. ``cpus``: one for each thread to stay on; none leaves them where the process may run.
+    ``technique`` is a name of native/techniques.c. ``loops`` is (ffi, lib) of the build that is measured
+    (lab/builds.py); the installed extension without. ``cpus``: one for each thread to stay on; none leaves them where the process may run.
     ``storm_hz``: signals a second to each thread, whose handler does one operation more. ``moves``: how often
     each thread is moved to another of its CPUs.
     """
-    ffi, lib = native.core()
-    number = lib.rl_ops_find(technique.removesuffix("-again").encode())
+    ffi, lib = loops or native.core()
+    number = lib.rl_ops_find(technique.encode())
     places = ffi.new("int32_t[]", list(cpus) if cpus else [-1] * threads)
     job = {
         "technique": number,

@@ -1,7 +1,5 @@
 """Runs experiments into a bundle: one child per part, every row kept as it comes, resumable."""
 
-import hashlib
-import inspect
 import os
 import platform
 import re
@@ -13,66 +11,19 @@ from pathlib import Path
 
 import rseqlab
 from rseqlab import host
-from rseqlab.lab import bundle, probe
+from rseqlab.lab import builds, bundle, probe
 from rseqlab.lab.bundle import BundleError, Writer
 from rseqlab.lab.child import Child, Outcome
+from rseqlab.lab.compile import CompileError
 from rseqlab.lab.experiment import Experiment, Part, measure_part
+from rseqlab.lab.stale import code_digest, stale
+from rseqlab.paths import runs_folder, work_folder
 
 Progress = Callable[[str, int, int], None]
 """Called with the experiment's name, its rows so far and its expected rows."""
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 RSEQ_FACTS = ("owner", "rule", "libc_size", "registered_size", "live_bytes")
 UNFINISHED = "not finished; rseqlab run --resume goes on"
-
-
-CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").exists() else None
-"""The checkout that this package runs from; None where it is installed from a wheel."""
-
-SHIPPED = "shipped"
-"""Where a wheel has the checkout's ``data`` and ``notebooks``, within the package (setup.py puts them there)."""
-
-
-def project_root() -> Path:
-    """What ``data`` and ``notebooks`` are read from: the checkout, or the installed package. Not written to."""
-    return CHECKOUT or PACKAGE / SHIPPED
-
-
-def work_folder() -> Path:
-    """What runs and reports are written to: the checkout, or the reader's data folder for an installed package."""
-    return CHECKOUT or host.user_folder("XDG_DATA_HOME", ".local/share")
-
-
-def runs_folder() -> Path:
-    """Where local runs lie: $RSEQLAB_RUNS, or ``runs`` in the checkout, or in the reader's data folder."""
-    return Path(os.environ.get("RSEQLAB_RUNS") or work_folder() / "runs")
-
-
-MEASURING_CODE = (
-    "abi.py",
-    "host.py",
-    "rseq.py",
-    "lab/child.py",
-    "lab/experiment.py",
-    "lab/ops.py",
-    "lab/probe.py",
-    "lab/timing.py",
-)
-
-
-def code_digest(experiment: Experiment) -> str:
-    """Names the code that makes an experiment's rows. Where it changed, rows made before are stale."""
-    files = [
-        Path(inspect.getfile(sys.modules[experiment.module])),
-        *(PACKAGE / name for name in MEASURING_CODE),
-    ]
-    native = (PACKAGE / "native").rglob("*")
-    files += sorted(path for path in native if path.suffix in (".c", ".h") or path.name == "build.py")
-    files += [PACKAGE / name for name in experiment.sources]
-    total = hashlib.sha256()
-    for path in files:
-        total.update(path.name.encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()[:16]
 
 
 def machine() -> dict:
@@ -112,44 +63,57 @@ def new_folder(profile: str, group: str = "machine") -> Path:
     return runs_folder() / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}{about}-{profile}"
 
 
-def newest_here(profile: str, group: str = "machine") -> Path | None:
-    """The newest local run of this profile and group on this very machine; None where there is none."""
+def runs_here(profile: str, group: str = "machine") -> list[Path]:
+    """The local runs of this profile and group on this very machine, newest first by their start."""
     here = identity(machine())
-    for path in sorted(runs_folder().glob("*/run.json"), reverse=True):
+    found = []
+    for path in runs_folder().glob("*/run.json"):
         try:
             record = bundle.read_run(path.parent)
         except BundleError:
             continue
         if (record["profile"], record["group"], record["machine"]) == (profile, group, here):
-            return path.parent
-    return None
+            found.append((record["started"], path.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def go_on(profile: str, experiments: list[Experiment]) -> Path:
     """The folder that ``--resume`` without a folder goes on with.
 
-    The newest run of this profile on this machine, as long as this code made its rows. Where some of
-    the code changed, a new run that starts with the rows of the experiments whose code did not; the
-    old one stays as it is.
+    Of the runs of this profile on this machine: the one that has most of these experiments already, by code that did
+    not change since; of several alike the newest. So a run of one experiment is not gone on with where a run of all
+    lies beside it. Where some of the code changed, a new run that starts with the rows of the experiments whose code
+    did not; the old one stays as it is.
     """
     group = group_of(experiments)
-    newest = newest_here(profile, group)
-    if newest is None:
+    runs = [(folder, bundle.read_run(folder)) for folder in runs_here(profile, group)]
+    if not runs:
         return new_folder(profile, group)
-    document = bundle.read_run(newest)
-    if not stale(document, experiments):
-        return newest
+
+    def kept(run: tuple[Path, Mapping]) -> int:
+        other = stale(run[1], experiments)
+        passed = (run[1]["experiments"].get(one.name, {}).get("status") == "pass" for one in experiments)
+        return sum(passed) - sum(run[1]["experiments"][name]["status"] == "pass" for name in other)
+
+    chosen, document = max(runs, key=kept)  # of equals the first, which is the newest
+    other, wanted = stale(document, experiments), {one.name for one in experiments}
+    changed = other_builds(document)
+    if not other and not changed:
+        return chosen
     folder = new_folder(profile, group)
     carried = {
         name: record
         for name, record in document["experiments"].items()
-        if record["status"] == "pass" and name not in stale(document, experiments)
+        if record["status"] == "pass" and name in wanted and name not in other
+        if not (changed and any("build" in part for part in record["parts"].values()))
     }
     if document["ended"] and carried:
         started = _open(folder, profile, group, resume=False)
         for name in carried:
-            shutil.copyfile(newest / f"{name}.csv", folder / f"{name}.csv")
+            shutil.copyfile(chosen / f"{name}.csv", folder / f"{name}.csv")
         started["experiments"] |= carried
+        if "builds" in document and not changed:
+            started["builds"] = document["builds"]
         save(folder, started)
     return folder
 
@@ -230,16 +194,6 @@ def start(folder: Path, profile: str, group: str, here: Mapping) -> dict:
     return document
 
 
-def stale(document: Mapping, experiments: list[Experiment]) -> list[str]:
-    """The experiments among these that have rows of other code than this."""
-    return [
-        experiment.name
-        for experiment in experiments
-        if (record := document["experiments"].get(experiment.name))
-        and record["code_digest"] != code_digest(experiment)
-    ]
-
-
 def _reopen(folder: Path, document: dict, experiments: list[Experiment]) -> list[Experiment]:
     """The experiments that are still to be measured; the bundle is unsealed where there are any."""
     records = document["experiments"]
@@ -273,6 +227,7 @@ def _run_experiment(
     try:
         parts = experiment.plan(profile)
         expected = sum(part.rows for part in parts if not part.skip)
+        note_builds(document, [part.arguments for part in parts], described)
         progress(experiment.name, len(writer.keys), expected)
         for part in parts:
             done = record["parts"].get(part.id)
@@ -290,11 +245,12 @@ def _run_experiment(
 
 
 def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int, progress: Progress) -> dict:
-    if part.skip:
-        outcome = Outcome("skip", part.skip, 0.0)
+    if refusal := part.skip or (experiment.prepare(part.arguments) if experiment.prepare else None):
+        outcome = Outcome("skip", refusal, 0.0)
     else:
         request = {"module": experiment.module, "arguments": part.arguments, "done": writer.done(part.id)}
-        child = Child(measure_part, request, part.environment, part.timeout_s)
+        environment = {**part.environment, **builds.environment(part.arguments)}
+        child = Child(measure_part, request, environment, part.timeout_s)
         for row in child:
             writer.append(part.id, row, experiment.key)
             progress(experiment.name, len(writer.keys), expected)
@@ -305,11 +261,90 @@ def _run_part(experiment: Experiment, part: Part, writer: Writer, expected: int,
         "rows": len(writer.done(part.id)),
         "seconds": round(outcome.seconds, 3),
         "environment": dict(part.environment),
+        **build_of(part.arguments),
     }
 
 
+def build_of(arguments: Mapping) -> dict:
+    """What a part's record says of its build: nothing where the experiment has none."""
+    return {"build": arguments["build"]} if "build" in arguments else {}
+
+
+def described(number: int) -> dict:
+    """What run.json says of a build."""
+    record = builds.describe(number)
+    return {
+        name: [redact(one) for one in value] if isinstance(value, list) else value
+        for name, value in record.items()
+    }
+
+
+def note_builds(document: dict, arguments: list[Mapping], describe: Callable[[int], Mapping]) -> None:
+    """Put the builds of these parts into run.json. Raises BundleError where it has other ones of that number."""
+    for number in sorted({one["build"] for one in arguments if one.get("build") is not None}):
+        found = dict(describe(number))
+        if document.setdefault("builds", {}).setdefault(str(number), found) != found:
+            raise BundleError(
+                f"Build {number} of this run was compiled otherwise (by {document['builds'][str(number)]['compiler']}, "
+                f"now by {found['compiler']}, or with other flags); choose another --out."
+            )
+
+
+def other_builds(document: Mapping) -> bool:
+    """Whether a run has builds that would be compiled otherwise now."""
+    try:
+        return any(described(int(number)) != one for number, one in document.get("builds", {}).items())
+    except CompileError:
+        return True
+
+
+LEAST_BUILDS_SHARE = 0.5
+"""With fewer of its builds measured, an experiment says nothing of builds, and has their failure as its status."""
+
+
 def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
-    """The experiment's status: the worst of its parts', and why."""
+    """The experiment's status: the worst of its parts', and why.
+
+    A build that does not compile, crashes or hangs costs only its own parts, as long as most builds are there: then
+    the reason names it.
+    """
+    built = {part.get("build") for part in parts.values() if part.get("build") is not None}
+    whole = {part.get("build") for part in parts.values() if part["status"] == "pass"} - _lost(parts)
+    if _lost(parts) and len(whole) > LEAST_BUILDS_SHARE * len(built):
+        rest = {name: part for name, part in parts.items() if part.get("build") not in _lost(parts)}
+        status, reason = _judge(rest)
+        return status, "; ".join(filter(None, (reason, *_why_lost(parts))))
+    status, reason = _judge(parts)
+    if status == "pass" and any(part.get("build", 0) is None for part in parts.values()):
+        one = f"measured in one build, the installed extension: {builds.missing() or 'no compiler was there'}"
+        reason = "; ".join(filter(None, (reason, one)))
+    return status, reason
+
+
+def _lost(parts: Mapping[str, Mapping]) -> set:
+    """The builds of which a part crashed, hung, or could not be built where others of its start could."""
+    ended = {part.get("build") for part in parts.values() if part["status"] in ("crash", "timeout")}
+    skips: dict[str, set] = {}
+    for part in parts.values():
+        if part["status"] == "skip":
+            skips.setdefault(part["reason"], set()).add(part.get("build"))
+    every = {part.get("build") for part in parts.values()}
+    return (ended | {build for which in skips.values() if which != every for build in which}) - {None}
+
+
+def _why_lost(parts: Mapping[str, Mapping]) -> list[str]:
+    """One line for each way in which builds were lost."""
+    whys: dict[str, dict] = {}
+    for part in parts.values():
+        if part.get("build") in _lost(parts) and part["status"] in ("crash", "timeout", "skip"):
+            whys.setdefault(f"{part['status']}: {part['reason']}", {})[part["build"]] = None
+    return [
+        f"build{'s' * (len(which) > 1)} {', '.join(map(str, sorted(which)))}: {why}"
+        for why, which in whys.items()
+    ]
+
+
+def _judge(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
     for status in ("crash", "timeout", "fail"):
         names: dict[str, list[str]] = {}
         for name, part in parts.items():

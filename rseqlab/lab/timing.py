@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -57,15 +57,21 @@ def calibrate(variant: Variant, batch_ns: int) -> int:
 
 
 def interleaved(
-    variants: list[Variant], rounds: int, batch_ns: int, seed: int, pending: Callable[..., bool]
+    variants: list[Variant],
+    rounds: int,
+    batch_ns: int,
+    seed: int,
+    pending: Callable[..., bool],
+    known: Mapping[tuple, int] | None = None,
 ) -> Iterator[dict]:
     """Every variant once a round, in an order drawn anew each round; one row per batch.
 
     The order depends on ``seed`` and the round alone, so a resumed part goes on as it would have.
+    ``known`` says the iterations of the variants that need no calibration, by their key.
     """
     if batch_ns < MIN_BATCH_NS:
         raise ValueError(f"batch_ns is {batch_ns}; at least {MIN_BATCH_NS}")
-    iterations: dict[tuple, int] = {}
+    iterations = dict(known or {})
     for number in range(rounds):
         order = list(variants)
         random.Random(seed * 1_000_003 + number).shuffle(order)

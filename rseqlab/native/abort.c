@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What happens when a section does not commit, over and over. */
 #define _GNU_SOURCE
+#include "layout.h"
 #include "read_loop.h"
 #include "sections.h"
 
@@ -49,15 +50,42 @@ aborted:
 	return RL_ABORTED;
 }
 
+/* What an event does to `at` and to a word of data; answers how many sections did not commit. */
+#define DEFINE_EVENT(name, EVENT)								\
+RL_TIMED static uint64_t name(ptrdiff_t offset_bytes, uint64_t iterations)			\
+{												\
+	struct rl_at at = { offset_bytes, RL_BY_CPU_ID, 0 };					\
+	intptr_t word = 0;									\
+	uint64_t i, aborted = 0;								\
+												\
+	(void)at, (void)word;									\
+	RL_LAYOUT_PAD();									\
+	for (i = 0; i < iterations; i++) {							\
+		EVENT										\
+	}											\
+	return aborted;										\
+}
+
+#define TRAP	__asm__ volatile(RL_ASM_TRAP ::: "memory");
+#define ADD_AT(index_now)	at.index = (index_now); aborted += rl_addv(at, &word, 1) == RL_ABORTED;
+#define HERE	rl_read_field(offset_bytes, RL_BY_CPU_ID)
+
+DEFINE_EVENT(commit, ADD_AT(HERE))
+DEFINE_EVENT(other_index, ADD_AT(HERE + 1))
+DEFINE_EVENT(trap, TRAP)
+DEFINE_EVENT(trap_again, TRAP)
+DEFINE_EVENT(trap_announced, ADD_AT(HERE) TRAP)
+DEFINE_EVENT(trap_in_section, at.index = HERE; aborted += trap_inside(at) == RL_ABORTED;)
+
 int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset_bytes, uint64_t *signals,
 		      uint64_t *aborted)
 {
+	static uint64_t (*const events[RL_EVENTS])(ptrdiff_t offset_bytes, uint64_t iterations) = {
+		commit, other_index, trap, trap_again, trap_announced, trap_in_section,
+	};
 	struct sigaction action = { .sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_NODEFER }, before;
 	char *area = (char *)rl_thread_pointer() + offset_bytes;
-	struct rl_at at = { offset_bytes, RL_BY_CPU_ID, 0 };
-	intptr_t word = 0;
 	int64_t start_ns;
-	uint64_t i;
 
 	*signals = *aborted = 0;
 	if (!RL_SUPPORTED)
@@ -67,38 +95,9 @@ int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset
 	sigaction(SIGTRAP, &action, &before);
 	handled = 0;
 	rl_store_u64(area + offsetof(struct rl_area, rseq_cs), 0);
+	RL_LAYOUT_STACK();
 	start_ns = rl_now_ns();
-	switch (event) {
-	case RL_EVENT_COMMIT:
-		for (i = 0; i < iterations; i++) {
-			at.index = rl_read_field(offset_bytes, RL_BY_CPU_ID);
-			*aborted += rl_addv(at, &word, 1) == RL_ABORTED;
-		}
-		break;
-	case RL_EVENT_OTHER_INDEX:
-		for (i = 0; i < iterations; i++) {
-			at.index = rl_read_field(offset_bytes, RL_BY_CPU_ID) + 1;
-			*aborted += rl_addv(at, &word, 1) == RL_ABORTED;
-		}
-		break;
-	case RL_EVENT_TRAP:
-		for (i = 0; i < iterations; i++)
-			__asm__ volatile(RL_ASM_TRAP ::: "memory");
-		break;
-	case RL_EVENT_TRAP_ANNOUNCED:
-		for (i = 0; i < iterations; i++) {
-			at.index = rl_read_field(offset_bytes, RL_BY_CPU_ID);
-			*aborted += rl_addv(at, &word, 1) == RL_ABORTED;
-			__asm__ volatile(RL_ASM_TRAP ::: "memory");
-		}
-		break;
-	default:
-		for (i = 0; i < iterations; i++) {
-			at.index = rl_read_field(offset_bytes, RL_BY_CPU_ID);
-			*aborted += trap_inside(at) == RL_ABORTED;
-		}
-		break;
-	}
+	*aborted = events[event](offset_bytes, iterations);
 	start_ns = rl_now_ns() - start_ns;
 	*signals = handled;
 	rl_store_u64(area + offsetof(struct rl_area, rseq_cs), 0);

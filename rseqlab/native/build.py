@@ -3,6 +3,10 @@
 Two extensions, because a loader may refuse the initial-exec TLS of the second (see own_tls.h).
 """
 
+import os
+import re
+import shlex
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -13,6 +17,7 @@ COMPILE_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-fno-strict-aliasing"
 
 CORE_SOURCES = (
     "rseq.c",
+    "machine.c",
     "inspect.c",
     "cpu_id.c",
     "percpu.c",
@@ -40,11 +45,23 @@ def described(name, **how):
     return ffi
 
 
+MATTERS = re.compile(r"-(O\w*|m[\w=,.+-]+|std=\S+|f(?!\w+-prefix-map)[\w=,.+-]+)")
+"""A flag that says something about the code. A path of the machine that built it is none."""
+
+
+def flags_that_matter():
+    """What the compiler is given: by the Python that builds, by the environment, and by this project."""
+    given = [sysconfig.get_config_var("CFLAGS") or "", os.environ.get("CFLAGS", "")]
+    words = [*shlex.split(" ".join(given)), *COMPILE_FLAGS]
+    return [word for word in words if MATTERS.fullmatch(word)]
+
+
 def _extension(name):
     ffi = described(
         name,
         sources=[str((HERE / source).relative_to(ROOT)) for source in MODULES[name][2]],
         include_dirs=[str(HERE.relative_to(ROOT))],
+        define_macros=[("RL_COMPILE_FLAGS", '"' + " ".join(flags_that_matter()) + '"')],
         extra_compile_args=COMPILE_FLAGS,
         libraries=LIBRARIES,
         depends=[str(path.relative_to(ROOT)) for path in sorted(HERE.rglob("*.h"))],

@@ -16,6 +16,8 @@ struct rl_configuration {
 
 const char *rl_arch(void);
 const char *rl_compiler(void);
+const char *rl_compile_flags(void);
+int rl_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint32_t rl_signature(void);
 
 int rl_rseq(void *area, uint32_t length_bytes, int flags, uint32_t signature);
@@ -37,7 +39,7 @@ int rl_inspect(int tid, int timeout_ms, struct rl_inspection *answer);
 int rl_let_go(int tid);
 
 enum rl_reader {
-	RL_READ_NOTHING, RL_READ_FIELD, RL_READ_FIELD_EXPORTED, RL_READ_FIELD_HOISTED,
+	RL_READ_NOTHING, RL_READ_FIELD, RL_READ_FIELD_AGAIN, RL_READ_FIELD_EXPORTED, RL_READ_FIELD_HOISTED,
 	RL_READ_SCHED_GETCPU, RL_READ_VDSO, RL_READ_SYSCALL, ...
 };
 enum rl_order { RL_THROUGHPUT, RL_DEPENDENT, RL_FENCED, ... };
@@ -52,6 +54,7 @@ enum rl_result {
 enum rl_by { RL_BY_CPU_ID, RL_BY_NODE_ID, RL_BY_MM_CID, ... };
 struct rl_percpu {
 	char *base;
+	size_t stride_bytes;
 	uint32_t shift;
 	uint32_t indices;
 	enum rl_by by;
@@ -124,7 +127,7 @@ int rl_ops_find(const char *name);
 int rl_ops_run(const struct rl_ops_job *job, struct rl_ops_outcome *outcome);
 
 enum rl_event {
-	RL_EVENT_COMMIT, RL_EVENT_OTHER_INDEX, RL_EVENT_TRAP, RL_EVENT_TRAP_ANNOUNCED, RL_EVENT_TRAP_INSIDE, ...
+	RL_EVENT_COMMIT, RL_EVENT_OTHER_INDEX, RL_EVENT_TRAP, RL_EVENT_TRAP_AGAIN, RL_EVENT_TRAP_ANNOUNCED, RL_EVENT_TRAP_INSIDE, ...
 };
 int64_t rl_event_loop(enum rl_event event, uint64_t iterations, ptrdiff_t offset_bytes, uint64_t *signals,
 		      uint64_t *aborted);
@@ -148,6 +151,7 @@ struct rl_takeover_outcome {
 	uint64_t lost;
 };
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+int rl_takeover_run_again(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
 
 #define RL_MAX_WORDS ...
 struct rl_word {

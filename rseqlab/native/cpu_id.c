@@ -4,7 +4,6 @@
 #include "read_loop.h"
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,57 +25,50 @@ static getcpu_fn vdso_getcpu(void)
 	return (getcpu_fn)symbol;
 }
 
-static inline uint32_t read_nothing(uintptr_t after)
-{
-	uint32_t value = after;
+/* Where a library keeps libc's offset: it is loaded for each read. */
+static volatile ptrdiff_t kept_offset_bytes;
 
-	__asm__ volatile("" : "+r"(value));
-	return value;
-}
+RL_DEFINE_READ_LOOPS(nothing, rl_read_nothing(offset_bytes + after))
+RL_DEFINE_READ_LOOPS(field, rl_read_cpu_id(kept_offset_bytes + after))
+RL_DEFINE_READ_LOOPS(field_again, rl_read_cpu_id(kept_offset_bytes + after))
+RL_DEFINE_READ_LOOPS(exported, rl_read_cpu_id(RL_LOAD_EXPORTED(__rseq_offset) + after))
+RL_DEFINE_READ_LOOPS(hoisted, rl_read_cpu_id(offset_bytes + after))
+RL_DEFINE_READ_LOOPS(libc_call, (uint32_t)sched_getcpu())
+RL_DEFINE_READ_LOOPS(vdso,
+	({ unsigned cpu_;
+	   ((getcpu_fn)offset_bytes)((unsigned *)((char *)&cpu_ + after), NULL, NULL);
+	   cpu_; }))
+RL_DEFINE_READ_LOOPS(system_call,
+	({ unsigned cpu_;
+	   syscall(SYS_getcpu, (char *)&cpu_ + after, NULL, NULL);
+	   cpu_; }))
 
 int64_t rl_read_loop(enum rl_reader reader, enum rl_order order, ptrdiff_t offset_bytes,
 		     uint64_t iterations, uint64_t *sum)
 {
-	const volatile ptrdiff_t offset_in_memory = offset_bytes;
-	const getcpu_fn getcpu_vdso = reader == RL_READ_VDSO ? vdso_getcpu() : NULL;
-	int64_t elapsed_ns;
-	unsigned cpu = 0;
-
 	if (!RL_SUPPORTED)
 		return -ENOSYS;
-	if (rl_read_loop_refuses(order, iterations))
-		return -EINVAL;
+	kept_offset_bytes = offset_bytes;
 	switch (reader) {
 	case RL_READ_NOTHING:
-		RL_READ_LOOP(order, iterations, read_nothing(after), elapsed_ns, sum);
-		return elapsed_ns;
+		return nothing(order, offset_bytes, iterations, sum);
 	case RL_READ_FIELD:
-		RL_READ_LOOP(order, iterations, rl_read_cpu_id(offset_in_memory + after), elapsed_ns, sum);
-		return elapsed_ns;
+		return field(order, offset_bytes, iterations, sum);
+	case RL_READ_FIELD_AGAIN:
+		return field_again(order, offset_bytes, iterations, sum);
 	case RL_READ_FIELD_EXPORTED:
-		if (!&__rseq_offset)
-			return -ENOENT;
-		RL_READ_LOOP(order, iterations, rl_read_cpu_id(RL_LOAD_EXPORTED(__rseq_offset) + after),
-			     elapsed_ns, sum);
-		return elapsed_ns;
+		return &__rseq_offset ? exported(order, offset_bytes, iterations, sum) : -ENOENT;
 	case RL_READ_FIELD_HOISTED:
-		RL_READ_LOOP(order, iterations, rl_read_cpu_id(offset_bytes + after), elapsed_ns, sum);
-		return elapsed_ns;
+		return hoisted(order, offset_bytes, iterations, sum);
 	case RL_READ_SCHED_GETCPU:
 		if (order == RL_DEPENDENT)	/* it takes no argument that could depend on anything */
 			return -EINVAL;
-		RL_READ_LOOP(order, iterations, (uint32_t)sched_getcpu(), elapsed_ns, sum);
-		return elapsed_ns;
+		return libc_call(order, offset_bytes, iterations, sum);
 	case RL_READ_VDSO:
-		if (!getcpu_vdso)
-			return -ENOENT;
-		RL_READ_LOOP(order, iterations,
-			     (getcpu_vdso((unsigned *)((char *)&cpu + after), NULL, NULL), cpu), elapsed_ns, sum);
-		return elapsed_ns;
+		offset_bytes = (ptrdiff_t)vdso_getcpu();
+		return offset_bytes ? vdso(order, offset_bytes, iterations, sum) : -ENOENT;
 	case RL_READ_SYSCALL:
-		RL_READ_LOOP(order, iterations,
-			     (syscall(SYS_getcpu, (char *)&cpu + after, NULL, NULL), cpu), elapsed_ns, sum);
-		return elapsed_ns;
+		return system_call(order, offset_bytes, iterations, sum);
 	default:
 		return -EINVAL;
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Threads that start together, do operations by one technique, and are timed while they do. */
 #define _GNU_SOURCE
+#include "layout.h"
 #include "ops.h"
 #include "read_loop.h"
 
@@ -159,6 +160,7 @@ static void *work(void *argument)
 	}
 	if (!worker->error && run->technique->needs_area)
 		worker->error = rl_enter(&area);
+	RL_LAYOUT_STACK();
 	worker->thread.here.offset_bytes = area.offset_bytes;
 	if (pass_gate(run) && !worker->error) {
 		worker->error = start_storm(worker, job->storm_hz, &storm);

@@ -24,7 +24,13 @@ RL_FAST struct rl_at rl_at_here(const struct rl_percpu *memory, const struct rl_
 /* The structure of one index. */
 RL_FAST void *rl_slot(const struct rl_percpu *memory, uintptr_t index)
 {
-	return memory->base + (index << memory->shift);
+	return memory->base + index * memory->stride_bytes;
+}
+
+/* In registers: a structure that a call takes in memory would need a stack frame on the fast path. */
+static inline void rl_after_abort(struct rl_at at, struct rl_aborts *aborts)
+{
+	rl_count_abort(at.offset_bytes, at.by, at.index, aborts);
 }
 
 /* Runs `attempt`, which may use `at`, until it commits or its compare fails. */
@@ -105,14 +111,18 @@ RL_FAST enum rl_result rl_list_push(const struct rl_percpu *memory, const struct
 	return result;
 }
 
+RL_FAST enum rl_result rl_list_pop_once(struct rl_at at, intptr_t *head, intptr_t *node)
+{
+	return rl_cmpnev_storeoffp_load(at, head, 0, offsetof(struct rl_node, next), node);
+}
+
 RL_FAST struct rl_node *rl_list_pop(const struct rl_percpu *memory, const struct rl_here *here)
 {
 	struct rl_at at;
 	intptr_t node = 0;
 	enum rl_result result;
 
-	RL_UNTIL_DECIDED(result, memory, here, at,
-			 rl_cmpnev_storeoffp_load(at, rl_slot(memory, at.index), 0, offsetof(struct rl_node, next), &node));
+	RL_UNTIL_DECIDED(result, memory, here, at, rl_list_pop_once(at, rl_slot(memory, at.index), &node));
 	return RL_LIKELY(result == RL_COMMITTED) ? (struct rl_node *)node : NULL;
 }
 
@@ -137,15 +147,18 @@ RL_FAST enum rl_result rl_takeable_push(const struct rl_percpu *memory, const st
 	return result;
 }
 
+RL_FAST enum rl_result rl_takeable_pop_once(struct rl_at at, struct rl_takeable *list, intptr_t *node)
+{
+	return rl_deref_cmpnev_storeoffp_load(at, &list->active, 0, offsetof(struct rl_node, next), node);
+}
+
 RL_FAST struct rl_node *rl_takeable_pop(const struct rl_percpu *memory, const struct rl_here *here)
 {
 	struct rl_at at;
 	intptr_t node = 0;
 	enum rl_result result;
 
-	RL_UNTIL_DECIDED(result, memory, here, at,
-			 rl_deref_cmpnev_storeoffp_load(at, &((struct rl_takeable *)rl_slot(memory, at.index))->active, 0,
-							offsetof(struct rl_node, next), &node));
+	RL_UNTIL_DECIDED(result, memory, here, at, rl_takeable_pop_once(at, rl_slot(memory, at.index), &node));
 	return RL_LIKELY(result == RL_COMMITTED) ? (struct rl_node *)node : NULL;
 }
 
@@ -210,20 +223,33 @@ RL_FAST intptr_t rl_record_bytes(uint64_t payload_bytes)
 	return (sizeof(struct rl_record) + payload_bytes + 7) & ~(uint64_t)7;
 }
 
-/* A record never wraps. Where it would, an empty one fills the rest, and the next try begins at the start. */
+/*
+ * A record never wraps. Where it would, an empty one fills the rest, and the next try begins at the start. Where
+ * `may_fill` is 0, filling is left to another try that may.
+ */
 RL_FAST enum rl_result rl_bytes_write_once(struct rl_at at, struct rl_bytes *ring, intptr_t capacity,
-					   const struct rl_record *record)
+					   const struct rl_record *record, int may_fill)
 {
 	const intptr_t tail = __atomic_load_n(&ring->tail, __ATOMIC_RELAXED);
 	const intptr_t size = rl_record_bytes(record->payload_bytes), place = tail & (capacity - 1), left = capacity - place;
 	const intptr_t used = tail - __atomic_load_n(&ring->head, __ATOMIC_RELAXED);
 
-	if (!RL_LIKELY(size <= left))
-		return used + left + size > capacity ? RL_FULL : rl_bytes_fill(at, ring, tail, ring->bytes + place, left);
+	if (!RL_LIKELY(size <= left)) {
+		if (!may_fill)
+			return RL_COMPARE_FAILED;
+		if (used + left + size > capacity)
+			return RL_FULL;
+		return rl_bytes_fill(at.offset_bytes, at.by, at.index, ring, tail, capacity);
+	}
 	if (used + size > capacity)
 		return RL_FULL;
 	return rl_cmpeqv_trymemcpy_storev_release(at, &ring->tail, tail, ring->bytes + place, record,
 						  sizeof(*record) + record->payload_bytes, tail + size);
+}
+
+RL_FAST int rl_bytes_takes(const struct rl_percpu *memory, const struct rl_record *record)
+{
+	return RL_LIKELY(record->payload_bytes <= (uint64_t)memory->capacity / 2 - sizeof(*record));
 }
 
 RL_FAST enum rl_result rl_bytes_write(const struct rl_percpu *memory, const struct rl_here *here,
@@ -232,11 +258,11 @@ RL_FAST enum rl_result rl_bytes_write(const struct rl_percpu *memory, const stru
 	struct rl_at at;
 	enum rl_result result;
 
-	if (!RL_LIKELY(record->payload_bytes <= (uint64_t)memory->capacity / 2 - sizeof(*record)))
+	if (!rl_bytes_takes(memory, record))
 		return RL_TOO_LARGE;
 	do {
 		RL_UNTIL_DECIDED(result, memory, here, at,
-				 rl_bytes_write_once(at, rl_slot(memory, at.index), memory->capacity, record));
+				 rl_bytes_write_once(at, rl_slot(memory, at.index), memory->capacity, record, 1));
 	} while (result == RL_COMPARE_FAILED);
 	return result;
 }
@@ -244,9 +270,10 @@ RL_FAST enum rl_result rl_bytes_write(const struct rl_percpu *memory, const stru
 /*
  * Copies before it commits: a copy that another reader overtook is thrown away. The length that is read
  * may be another record's by then, so it is bounded before anything is copied. `room_bytes` is a multiple of 8.
+ * Where `may_skip` is 0, going past what fills the end of the ring is left to another try that may.
  */
 RL_FAST enum rl_result rl_bytes_read_once(struct rl_at at, struct rl_bytes *ring, intptr_t capacity,
-					  struct rl_record *record, uint64_t room_bytes)
+					  struct rl_record *record, uint64_t room_bytes, int may_skip)
 {
 	const intptr_t head = __atomic_load_n(&ring->head, __ATOMIC_RELAXED), place = head & (capacity - 1);
 	const uint64_t *words;
@@ -256,7 +283,7 @@ RL_FAST enum rl_result rl_bytes_read_once(struct rl_at at, struct rl_bytes *ring
 		return RL_EMPTY;
 	payload_bytes = __atomic_load_n(&((struct rl_record *)(ring->bytes + place))->payload_bytes, __ATOMIC_RELAXED);
 	if (!RL_LIKELY(payload_bytes != RL_FILLER))
-		return rl_bytes_skip(at, ring, head, capacity - place);
+		return may_skip ? rl_bytes_skip(at.offset_bytes, at.by, at.index, ring, head, capacity) : RL_COMPARE_FAILED;
 	if (payload_bytes > (uint64_t)capacity || (intptr_t)(place + sizeof(*record) + payload_bytes) > capacity)
 		return RL_COMPARE_FAILED;	/* not a length: a later head is there already */
 	if (!RL_LIKELY(payload_bytes <= room_bytes)) {
@@ -278,7 +305,7 @@ RL_FAST enum rl_result rl_bytes_read(const struct rl_percpu *memory, const struc
 
 	do {
 		RL_UNTIL_DECIDED(result, memory, here, at,
-				 rl_bytes_read_once(at, rl_slot(memory, at.index), memory->capacity, record, room_bytes));
+				 rl_bytes_read_once(at, rl_slot(memory, at.index), memory->capacity, record, room_bytes, 1));
 	} while (result == RL_COMPARE_FAILED);
 	return result;
 }

@@ -66,6 +66,9 @@ _Static_assert(sizeof(struct rl_configuration) == 24, "ABI");
 
 const char *rl_arch(void);		/* "x86_64", "aarch64" or "unsupported" */
 const char *rl_compiler(void);		/* what built this, for the record */
+const char *rl_compile_flags(void);	/* and with which flags that matter to the code */
+/* registers is {eax, ebx, ecx, edx}; 0 where the processor has no such leaf, or no such instruction */
+int rl_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
 uint32_t rl_signature(void);		/* expected before every abort handler; 0 where unsupported */
 
 /* ---- registration (rseq.c), for the calling thread ---- */
@@ -121,8 +124,9 @@ int rl_leave(struct rl_thread *thread);
 /* ---- reading the CPU number (cpu_id.c) ---- */
 
 enum rl_reader {
-	RL_READ_NOTHING,		/* the loop itself */
+	RL_READ_NOTHING,		/* the same loop with a move between registers for the read, of offset_bytes */
 	RL_READ_FIELD,			/* offset from a variable in which the library keeps it, then the field */
+	RL_READ_FIELD_AGAIN,		/* the same source once more, at another place */
 	RL_READ_FIELD_EXPORTED,		/* offset from libc's __rseq_offset, by way of the GOT, then the field */
 	RL_READ_FIELD_HOISTED,		/* offset already in a register */
 	RL_READ_SCHED_GETCPU,		/* libc */
@@ -139,7 +143,8 @@ enum rl_order {
 };
 
 /*
- * Reads `iterations` times (a multiple of 4); *sum is the sum of the values, so that a pinned caller can check the work.
+ * Reads `iterations` times (a multiple of 4); *sum is the sum of the values modulo 2^32, so that a pinned caller can
+ * check the work.
  * Returns elapsed nanoseconds, or -errno (-ENOENT: no vDSO getcpu, or no __rseq_offset; -EINVAL: no such reader, order or
  * count, or RL_READ_SCHED_GETCPU with RL_DEPENDENT: it takes no argument to depend on).
  */
@@ -236,7 +241,8 @@ struct rl_at {
  */
 struct rl_percpu {
 	char *base;
-	uint32_t shift;			/* log2 of the distance in bytes */
+	size_t stride_bytes;		/* the distance: a multiplication finds a slot in one instruction less than a shift */
+	uint32_t shift;			/* log2 of it */
 	uint32_t indices;
 	enum rl_by by;
 	intptr_t capacity;		/* of a ring: values or bytes, a power of two */
@@ -268,7 +274,8 @@ struct rl_here {
 	struct rl_aborts *aborts;
 };
 
-void rl_after_abort(struct rl_at at, struct rl_aborts *aborts);
+/* Counts an abort of a section that ran at `index`, and every RL_PATIENCE of them yields. Off every fast path. */
+void rl_count_abort(ptrdiff_t offset_bytes, enum rl_by by, uintptr_t index, struct rl_aborts *aborts);
 void rl_wait(void);			/* a short pause; every so often the rest of the time slice */
 
 struct rl_node { struct rl_node *next; };	/* at the start of whatever is listed */
@@ -282,9 +289,10 @@ struct rl_record { uint64_t payload_bytes; char payload[]; };
 #define RL_FILLER UINT64_MAX		/* instead of a length: nothing up to the end of the ring */
 
 /* What ends at the end of a byte ring; both answer RL_COMPARE_FAILED where it is time to try again. */
-enum rl_result rl_bytes_fill(struct rl_at at, struct rl_bytes *ring, intptr_t tail, char *place,
-			     intptr_t left);
-enum rl_result rl_bytes_skip(struct rl_at at, struct rl_bytes *ring, intptr_t head, intptr_t left);
+enum rl_result rl_bytes_fill(ptrdiff_t offset_bytes, enum rl_by by, uintptr_t index, struct rl_bytes *ring,
+			     intptr_t tail, intptr_t capacity);
+enum rl_result rl_bytes_skip(ptrdiff_t offset_bytes, enum rl_by by, uintptr_t index, struct rl_bytes *ring,
+			     intptr_t head, intptr_t capacity);
 
 int rl_takeable_init(struct rl_percpu *memory);
 int rl_ring_create(struct rl_percpu *memory, uint32_t capacity, uint32_t indices, enum rl_by by);
@@ -327,7 +335,10 @@ enum rl_take { RL_TAKE_FENCE_CPU, RL_TAKE_FENCE_ALL, RL_TAKE_MOVE };
 int rl_takeable_take(const struct rl_percpu *memory, const struct rl_here *here, uint32_t index,
 		     enum rl_take how, struct rl_node **chain);
 
-/* The fast paths of percpu.h as functions. */
+/*
+ * The fast paths of percpu.h as functions. Each is one attempt without a stack frame; what did not commit goes on in
+ * a cold function, which is reached by a jump.
+ */
 enum rl_result rl_call_counter_add(const struct rl_percpu *memory, const struct rl_here *here, intptr_t count);
 void rl_call_node_counter_add(const struct rl_percpu *memory, const struct rl_here *here, intptr_t count);
 enum rl_result rl_call_lock_try(const struct rl_percpu *memory, const struct rl_here *here, uint32_t *index);
@@ -395,6 +406,7 @@ enum rl_event {
 	RL_EVENT_COMMIT,		/* none: a section that commits */
 	RL_EVENT_OTHER_INDEX,		/* a section that finds another index and gives up by itself */
 	RL_EVENT_TRAP,			/* a signal, no section announced */
+	RL_EVENT_TRAP_AGAIN,		/* the same source once more, at another place */
 	RL_EVENT_TRAP_ANNOUNCED,	/* a signal outside of a section whose descriptor is still announced */
 	RL_EVENT_TRAP_INSIDE,		/* a signal inside a section, which the kernel aborts */
 	RL_EVENTS
@@ -431,8 +443,9 @@ struct rl_takeover_outcome {
 	uint64_t lost;			/* nodes that were not found afterwards, or twice; must be 0 */
 };
 
-/* Returns 0 or -errno. */
+/* Returns 0 or -errno. The second is the same source once more, at another place. */
 int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
+int rl_takeover_run_again(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome);
 
 /* ---- words in bytes (find.c) ---- */
 

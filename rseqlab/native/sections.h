@@ -65,7 +65,24 @@ _Static_assert(sizeof(struct rl_descriptor) == 32, "ABI");
 _Static_assert(offsetof(struct rl_descriptor, start_ip) == 8, "ABI");
 _Static_assert(offsetof(struct rl_descriptor, abort_ip) == 24, "ABI");
 
+/*
+ * What follows a label that is reached after an abort only: gcc moves it away from the fast path. clang takes no such
+ * word on a label, and lays out by what is declared cold.
+ */
+#if defined(__GNUC__) && !defined(__clang__)
+# define RL_RARELY __attribute__((cold))
+#else
+# define RL_RARELY
+#endif
+
 #define RL_SECTION static inline __attribute__((always_inline)) enum rl_result
+
+/*
+ * Stands behind a section and at its labels, and is nothing. Without it clang cannot tell the ways out apart, since the
+ * edges of an asm goto are not split: it puts the result into a register and tests it, four instructions on the fast
+ * path. And gcc before 12.4 and 13.3 may lose a register that an asm goto writes (PR 113921).
+ */
+#define RL_ARRIVE() __asm__ volatile("")
 
 /* What every section is given: where to announce itself, and the index that must still hold. */
 #define RL_GUARD(at)							\
@@ -87,8 +104,10 @@ RL_SECTION rl_addv(struct rl_at at, intptr_t *v, intptr_t count)
 		: RL_GUARD(at), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
+	RL_ARRIVE();
 	return RL_COMMITTED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -108,36 +127,57 @@ RL_SECTION rl_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect, intpt
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
+/*
+ * A distance that an instruction can hold as a constant takes no register and no instruction to get there: where the
+ * compiler knows it, the section is stamped out with it. 255 is what any load of either architecture takes.
+ */
+#define RL_IS_SHORT(bytes) (__builtin_constant_p(bytes) && (bytes) >= 0 && (bytes) <= 255)
+
+#define RL_TAKE_HEAD(FOLLOW, constraint)								\
+	__asm__ volatile goto(									\
+		RL_SECTION_BEGIN								\
+		RL_INJECT(1)									\
+		RL_ASM_LOAD_INTO("head", "v")							\
+		RL_ASM_LEAVE_IF("head", "expect_not", "differs")				\
+		FOLLOW("head", "next_bytes")							\
+		RL_ASM_STORE_SCRATCH("v")							\
+		RL_SECTION_END									\
+		RL_ASM_ABORT("aborted")								\
+		: [v] RL_MEMORY(*v), [head] "=&r"(head)						\
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] constraint(next_bytes)	\
+		: RL_CLOBBERS									\
+		: aborted, differs)
+
+/* What was taken stays in a register: through memory it would come back only after a store was forwarded. */
 RL_SECTION rl_cmpnev_storeoffp_load(struct rl_at at, intptr_t *v, intptr_t expect_not, ptrdiff_t next_bytes,
 				    intptr_t *load)
 {
+	intptr_t head;
+
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ volatile goto(
-		RL_SECTION_BEGIN
-		RL_INJECT(1)
-		RL_ASM_LOAD("v")
-		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
-		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
-		RL_ASM_STORE_SCRATCH("v")
-		RL_SECTION_END
-		RL_ASM_ABORT("aborted")
-		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
-		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
-		: RL_CLOBBERS
-		: aborted, differs);
+	if (RL_IS_SHORT(next_bytes))
+		RL_TAKE_HEAD(RL_ASM_FOLLOW_BY, "i");
+	else
+		RL_TAKE_HEAD(RL_ASM_FOLLOW, "r");
+	RL_ARRIVE();
+	*load = head;
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -157,8 +197,10 @@ RL_SECTION rl_offset_deref_addv(struct rl_at at, intptr_t *v, ptrdiff_t offset_b
 		: RL_GUARD(at), [offset_bytes] "r"(offset_bytes), [count] RL_VALUE(count)
 		: RL_CLOBBERS
 		: aborted);
+	RL_ARRIVE();
 	return RL_COMMITTED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -180,38 +222,52 @@ RL_SECTION rl_deref_cmpeqv_storev(struct rl_at at, intptr_t **v, intptr_t expect
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [value] RL_VALUE(value)
 		: RL_CLOBBERS_BOX
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
+
+#define RL_TAKE_HEAD_OF_BOX(FOLLOW, constraint)							\
+	__asm__ volatile goto(									\
+		RL_SECTION_BEGIN								\
+		RL_INJECT(1)									\
+		RL_ASM_LOAD_BOX("v")								\
+		RL_INJECT(2)									\
+		RL_ASM_LOAD_FROM_BOX_INTO("head")						\
+		RL_ASM_LEAVE_IF("head", "expect_not", "differs")				\
+		FOLLOW("head", "next_bytes")							\
+		RL_ASM_STORE_SCRATCH_TO_BOX							\
+		RL_SECTION_END									\
+		RL_ASM_ABORT("aborted")								\
+		: [v] RL_MEMORY(*v), [head] "=&r"(head)						\
+		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] constraint(next_bytes)	\
+		: RL_CLOBBERS_BOX								\
+		: aborted, differs)
 
 RL_SECTION rl_deref_cmpnev_storeoffp_load(struct rl_at at, intptr_t **v, intptr_t expect_not, ptrdiff_t next_bytes,
 					  intptr_t *load)
 {
+	intptr_t head;
+
 	if (!RL_SUPPORTED)
 		return RL_UNSUPPORTED;
-	__asm__ volatile goto(
-		RL_SECTION_BEGIN
-		RL_INJECT(1)
-		RL_ASM_LOAD_BOX("v")
-		RL_INJECT(2)
-		RL_ASM_LOAD_FROM_BOX
-		RL_ASM_LEAVE_IF_SCRATCH_IS("expect_not", "differs")
-		RL_ASM_STORE_SCRATCH("load")
-		RL_ASM_FOLLOW_SCRATCH_AT("next_bytes")
-		RL_ASM_STORE_SCRATCH_TO_BOX
-		RL_SECTION_END
-		RL_ASM_ABORT("aborted")
-		: [v] RL_MEMORY(*v), [load] RL_MEMORY(*load)
-		: RL_GUARD(at), [expect_not] RL_VALUE(expect_not), [next_bytes] "r"(next_bytes)
-		: RL_CLOBBERS_BOX
-		: aborted, differs);
+	if (RL_IS_SHORT(next_bytes))
+		RL_TAKE_HEAD_OF_BOX(RL_ASM_FOLLOW_BY, "i");
+	else
+		RL_TAKE_HEAD_OF_BOX(RL_ASM_FOLLOW, "r");
+	RL_ARRIVE();
+	*load = head;
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 
@@ -237,10 +293,13 @@ RL_SECTION rl_cmpeqv_trystorev_storev##suffix(struct rl_at at, intptr_t *v, intp
 		  [value2] RL_VALUE(value2), [value] RL_VALUE(value)				\
 		: RL_CLOBBERS									\
 		: aborted, differs);								\
+	RL_ARRIVE();										\
 	return RL_COMMITTED;									\
 differs:											\
+	RL_ARRIVE();										\
 	return RL_COMPARE_FAILED;								\
-aborted:											\
+aborted: RL_RARELY;										\
+	RL_ARRIVE();										\
 	return RL_ABORTED;									\
 }												\
 												\
@@ -265,10 +324,13 @@ RL_SECTION rl_cmpeqv_trymemcpy_storev##suffix(struct rl_at at, intptr_t *v, intp
 		  [length_bytes] RL_LENGTH(length_bytes), [value] RL_VALUE(value)			\
 		: RL_CLOBBERS_COPY								\
 		: aborted, differs);								\
+	RL_ARRIVE();										\
 	return RL_COMMITTED;									\
 differs:											\
+	RL_ARRIVE();										\
 	return RL_COMPARE_FAILED;								\
-aborted:											\
+aborted: RL_RARELY;										\
+	RL_ARRIVE();										\
 	return RL_ABORTED;									\
 }
 
@@ -294,10 +356,13 @@ RL_SECTION rl_cmpeqv_cmpeqv_storev(struct rl_at at, intptr_t *v, intptr_t expect
 		: RL_GUARD(at), [expect] RL_VALUE(expect), [expect2] RL_VALUE(expect2), [value] RL_VALUE(value)
 		: RL_CLOBBERS
 		: aborted, differs);
+	RL_ARRIVE();
 	return RL_COMMITTED;
 differs:
+	RL_ARRIVE();
 	return RL_COMPARE_FAILED;
-aborted:
+aborted: RL_RARELY;
+	RL_ARRIVE();
 	return RL_ABORTED;
 }
 

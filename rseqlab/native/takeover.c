@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* One thread takes over the list of a CPU, again and again, while the thread of that CPU uses it. */
 #define _GNU_SOURCE
+#include "layout.h"
 #include "percpu.h"
 #include "read_loop.h"
 
@@ -31,7 +32,7 @@ static int stay_on(int32_t cpu)
 	return -pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
-static struct rl_node *pop(struct run *run, const struct rl_here *here)
+RL_FAST struct rl_node *pop(struct run *run, const struct rl_here *here)
 {
 	struct rl_node *node;
 
@@ -45,7 +46,7 @@ static struct rl_node *pop(struct run *run, const struct rl_here *here)
 	return node;
 }
 
-static void push(struct run *run, const struct rl_here *here, struct rl_node *node)
+RL_FAST void push(struct run *run, const struct rl_here *here, struct rl_node *node)
 {
 	if (run->job->how != RL_TAKER_MUTEX) {
 		rl_takeable_push(&run->lists, here, node);
@@ -57,49 +58,7 @@ static void push(struct run *run, const struct rl_here *here, struct rl_node *no
 	pthread_mutex_unlock(&run->mutex);
 }
 
-static void *own(void *argument)
-{
-	struct run *run = argument;
-	struct rl_thread thread = { 0 };
-	struct rl_aborts aborts = { 0 };
-	struct rl_here here = { 0, &aborts };
-	struct rl_node *node, *next;
-	uint64_t pairs = 0;
-	int64_t cpu_ns;
-	int i, error = stay_on(run->job->owner_cpu);
-
-	if (!error)
-		error = rl_enter(&thread);
-	if (error) {
-		__atomic_store_n(&run->error, error, __ATOMIC_RELEASE);
-		return NULL;
-	}
-	here.offset_bytes = thread.offset_bytes;
-	cpu_ns = rl_thread_cpu_ns();
-	for (i = 0; i < NODES; i++)
-		push(run, &here, rl_slot(&run->nodes, i));
-	while (!__atomic_load_n(&run->stop, __ATOMIC_ACQUIRE)) {
-		if (__atomic_load_n(&run->returned, __ATOMIC_RELAXED))
-			for (node = __atomic_exchange_n(&run->returned, NULL, __ATOMIC_ACQUIRE); node; node = next) {
-				next = node->next;
-				push(run, &here, node);
-			}
-		node = run->job->busy ? pop(run, &here) : NULL;
-		if (RL_LIKELY(node)) {
-			push(run, &here, node);
-			pairs++;
-		} else {
-			sched_yield();
-		}
-	}
-	run->outcome->owner_cpu_ns = rl_thread_cpu_ns() - cpu_ns;
-	run->outcome->owner_pairs = pairs;
-	run->outcome->aborts = aborts;
-	__atomic_store_n(&run->error, rl_leave(&thread), __ATOMIC_RELEASE);
-	return NULL;
-}
-
-static int take(struct run *run, const struct rl_here *here, struct rl_node **chain)
+RL_FAST int take(struct run *run, const struct rl_here *here, struct rl_node **chain)
 {
 	if (run->job->how != RL_TAKER_MUTEX)
 		return rl_takeable_take(&run->lists, here, run->job->owner_cpu, (enum rl_take)run->job->how, chain);
@@ -119,35 +78,12 @@ static void pause_for(uint32_t pause_ns)
 			sched_yield();
 }
 
-/* Also where the taker shares the owner's CPU, the owner must come to run: returning a chain waits for it. */
-static int take_all(struct run *run, const struct rl_here *here)
-{
-	struct rl_node *chain;
-	uint32_t i;
-	int error = 0;
-
-	for (i = 0; i < run->job->takeovers && !error; i++) {
-		const int64_t start_ns = rl_now_ns();
-
-		error = take(run, here, &chain);
-		run->outcome->taking_ns += rl_now_ns() - start_ns;
-		while (!error && chain) {
-			struct rl_node *none = NULL, *last;
-
-			for (last = chain; last; last = last->next)
-				run->outcome->taken++;
-			while (!__atomic_compare_exchange_n(&run->returned, &none, chain, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
-				if (__atomic_load_n(&run->error, __ATOMIC_ACQUIRE))
-					return run->error;
-				none = NULL;
-				sched_yield();
-			}
-			chain = NULL;
-		}
-		pause_for(run->job->pause_ns);
-	}
-	return error;
-}
+#define SIDE(name) name
+#include "takeover_sides.h"
+#undef SIDE
+#define SIDE(name) name##_again
+#include "takeover_sides.h"
+#undef SIDE
 
 static uint64_t not_once(struct run *run)
 {
@@ -171,7 +107,8 @@ static uint64_t not_once(struct run *run)
 	return lost;
 }
 
-int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome)
+static int run_sides(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome, void *(*own)(void *),
+		     int (*take_all)(struct run *, const struct rl_here *))
 {
 	struct run run = { .job = job, .mutex = PTHREAD_MUTEX_INITIALIZER, .outcome = outcome };
 	struct rl_thread thread = { 0 };
@@ -202,6 +139,7 @@ int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcom
 	if (error)
 		goto back;
 	here.offset_bytes = thread.offset_bytes;
+	RL_LAYOUT_STACK();
 	error = -pthread_create(&owner, NULL, own, &run);
 	if (!error) {
 		error = take_all(&run, &here);
@@ -217,4 +155,14 @@ out:
 	rl_percpu_destroy(&run.lists);
 	rl_percpu_destroy(&run.nodes);
 	return error;
+}
+
+int rl_takeover_run(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome)
+{
+	return run_sides(job, outcome, own, take_all);
+}
+
+int rl_takeover_run_again(const struct rl_takeover_job *job, struct rl_takeover_outcome *outcome)
+{
+	return run_sides(job, outcome, own_again, take_all_again);
 }

@@ -4,6 +4,7 @@
  * that a program would use instead. Every technique leaves traces in the data, by which its work is counted.
  */
 #define _GNU_SOURCE
+#include "layout.h"
 #include "ops.h"
 
 #include <errno.h>
@@ -31,7 +32,7 @@ static __thread __attribute__((tls_model("initial-exec"))) intptr_t counter_of_t
 
 /* A job's loop. The memory by index is copied, so that the compiler sees that no operation changes it. */
 #define WORK(name, operation)								\
-static void name(struct rl_ops_thread *thread, uint64_t iterations)			\
+RL_TIMED static void name(struct rl_ops_thread *thread, uint64_t iterations)			\
 {											\
 	struct rl_ops_data *data = thread->data;					\
 	const struct rl_percpu memory = data->memory, shared = data->shared;		\
@@ -41,6 +42,7 @@ static void name(struct rl_ops_thread *thread, uint64_t iterations)			\
 	uint64_t i;									\
 											\
 	(void)data, (void)memory, (void)shared, (void)here, (void)own;			\
+	RL_LAYOUT_PAD();								\
 	for (i = 0; i < iterations; i += RL_UNROLL)					\
 		EIGHT_TIMES(operation)							\
 	thread->tally = tally;								\
@@ -246,40 +248,64 @@ static void add_spinning(pthread_spinlock_t *spinlock, intptr_t *value)
 	pthread_spin_unlock(spinlock);
 }
 
-static void nothing(struct rl_ops_thread *thread, uint64_t iterations)
+/* In the place of an operation: a move between registers, and the compiler's barrier of the others. */
+static inline void move(uint64_t value)
 {
+	uint64_t other;
+
+#if defined(__x86_64__)
+	__asm__ volatile("movq %1, %0" : "=r"(other) : "r"(value) : "memory");
+#elif defined(__aarch64__)
+	__asm__ volatile("mov %0, %1" : "=r"(other) : "r"(value) : "memory");
+#else
+	__asm__ volatile("" : "=r"(other) : "0"(value) : "memory");
+#endif
+	(void)other;
+}
+
+RL_TIMED static void count_nothing(struct rl_ops_thread *thread, uint64_t iterations)
+{
+	const uint64_t value = iterations;
 	uint64_t i;
 
+	RL_LAYOUT_PAD();
 	for (i = 0; i < iterations; i += RL_UNROLL)
-		EIGHT_TIMES(__asm__ volatile("" ::: "memory"))
+		EIGHT_TIMES(move(value))
 	*of_thread(&thread->data->shared, thread->index) = i;
 }
 
-static void count_in_thread(struct rl_ops_thread *thread, uint64_t iterations)
+RL_TIMED static void count_in_thread(struct rl_ops_thread *thread, uint64_t iterations)
 {
 	uint64_t i;
 
+	RL_LAYOUT_PAD();
 	for (i = 0; i < iterations; i += RL_UNROLL)
 		EIGHT_TIMES(add_plainly(&counter_of_thread))
 	*of_thread(&thread->data->shared, thread->index) = counter_of_thread;
 }
 
 /* What a section cannot do without: a second store, on another line than the counter's. */
-static void count_on_two_lines(struct rl_ops_thread *thread, uint64_t iterations)
+RL_TIMED static void count_on_two_lines(struct rl_ops_thread *thread, uint64_t iterations)
 {
 	intptr_t *counter = of_thread(&thread->data->shared, thread->index), *other = counter + 8;
 	uint64_t i;
 
+	RL_LAYOUT_PAD();
 	for (i = 0; i < iterations; i += RL_UNROLL)
 		EIGHT_TIMES(__atomic_store_n(other, i, __ATOMIC_RELAXED); add_plainly(counter))
 }
 
 WORK(count_rseq, rl_counter_add(&memory, &here, 1))
 ONCE(count_rseq_once, rl_counter_add(&memory, &here, 1))
+WORK(count_rseq_again, rl_counter_add(&memory, &here, 1))
+ONCE(count_rseq_once_again, rl_counter_add(&memory, &here, 1))
 WORK(count_own_line, __atomic_fetch_add(of_thread(&shared, own), 1, __ATOMIC_RELAXED))
 ONCE(count_own_line_once, __atomic_fetch_add(of_thread(&shared, own), 1, __ATOMIC_RELAXED))
+WORK(count_own_line_again, __atomic_fetch_add(of_thread(&shared, own), 1, __ATOMIC_RELAXED))
+ONCE(count_own_line_once_again, __atomic_fetch_add(of_thread(&shared, own), 1, __ATOMIC_RELAXED))
 WORK(count_one_line, __atomic_fetch_add(of_thread(&shared, 0), 1, __ATOMIC_RELAXED))
 WORK(count_getcpu, __atomic_fetch_add((intptr_t *)rl_slot(&memory, sched_getcpu()), 1, __ATOMIC_RELAXED))
+WORK(count_getcpu_again, __atomic_fetch_add((intptr_t *)rl_slot(&memory, sched_getcpu()), 1, __ATOMIC_RELAXED))
 WORK(count_node, __atomic_fetch_add((intptr_t *)rl_slot(&memory, rl_read_field(here.offset_bytes, RL_BY_NODE_ID)), 1,
 				    __ATOMIC_RELAXED))
 WORK(count_mutex, add_under(&data->mutex, of_thread(&shared, 0)))
@@ -695,17 +721,22 @@ static int prepare_nothing(struct rl_ops_data *data, enum rl_by by)
 	return 0;
 }
 
+/* What is called ...-again is the same source at another place: the A/A control, code layout included. */
 const struct rl_technique rl_techniques[] = {
-	{ "counter/nothing", 0, RL_BY_CPU_ID, prepare_slots, nothing, NULL, in_slots },
+	{ "counter/nothing", 0, RL_BY_CPU_ID, prepare_slots, count_nothing, NULL, in_slots },
 	{ "counter/thread-local", 0, RL_BY_CPU_ID, prepare_slots, count_in_thread, NULL, in_slots },
 	{ "counter/two-stores", 0, RL_BY_CPU_ID, prepare_slots, count_on_two_lines, NULL, in_slots },
 	{ "counter/rseq", 1, RL_BY_CPU_ID, prepare_slots, count_rseq, count_rseq_once, in_slots },
+	{ "counter/rseq-again", 1, RL_BY_CPU_ID, prepare_slots, count_rseq_again, count_rseq_once_again, in_slots },
 	{ "counter/rseq-mm_cid", 1, RL_BY_MM_CID, prepare_slots, count_rseq, count_rseq_once, in_slots },
 	{ "counter/atomic-own-line", 0, RL_BY_CPU_ID, prepare_slots, count_own_line, count_own_line_once, in_slots },
+	{ "counter/atomic-own-line-again", 0, RL_BY_CPU_ID, prepare_slots, count_own_line_again, count_own_line_once_again,
+	  in_slots },
 	{ "counter/atomic-shared-line", 0, RL_BY_CPU_ID, prepare_slots, count_one_line, NULL, in_slots },
 	{ "counter/mutex", 0, RL_BY_CPU_ID, prepare_slots, count_mutex, NULL, in_slots },
 	{ "counter/spinlock", 0, RL_BY_CPU_ID, prepare_slots, count_spinlock, NULL, in_slots },
 	{ "counter/sched_getcpu-atomic", 0, RL_BY_CPU_ID, prepare_slots, count_getcpu, NULL, in_slots },
+	{ "counter/sched_getcpu-atomic-again", 0, RL_BY_CPU_ID, prepare_slots, count_getcpu_again, NULL, in_slots },
 	{ "counter/node_id-atomic", 1, RL_BY_NODE_ID, prepare_nodes, count_node, NULL, in_slots },
 	{ "section/cmpeqv_storev", 1, RL_BY_CPU_ID, prepare_slots, section_store, NULL, in_slots },
 	{ "section/cmpeqv_trystorev_storev", 1, RL_BY_CPU_ID, prepare_slots, section_store_two, NULL, in_slots },

@@ -1,14 +1,15 @@
 """From the tables of the cost experiments to one factor per option: what it costs against the plain choice.
 
-Each factor is the median over pairs of the same process and round; the report's cost tables have the
-intervals. An option that a table has no row for is not measured, with the reason.
+Timed factors are judged by the rule of :mod:`rseqlab.lab.verdict`, with the same interval that is printed. An option
+that a table has no row for is not measured, with the reason.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from statistics import median
 
+from rseqlab.lab import stats, verdict
+from rseqlab.lab.stats import Interval
 from rseqlab.options.schemes import ORIGINAL, SLICE, Scheme
 
 Rows = Sequence[Mapping]
@@ -19,14 +20,47 @@ NATURAL_WAY = {"offset-size": "offset-kept"}
 EXTENDING = ("grow-symbol", "version-symbol", "offset-size")
 """The options that register more than 32 bytes once the struct has grown."""
 
+CONTROLS = {
+    "option-access-cost": (
+        "offset-size offset-kept at-start none again",
+        "offset-size offset-kept at-start none",
+    ),
+    "registration-cost": ("nothing-more-again", "nothing-more"),
+    "context-switch-cost": ("none-none-again", "none-none"),
+}
+"""The A/A control of each cost experiment: a second instantiation of a way, and that way."""
+
 
 @dataclass(frozen=True)
 class Cost:
-    """A factor against the plain choice, and the sentence that its numbers make. None: no such rows."""
+    """A factor against the plain choice, and the sentence that its numbers make. None: no such rows.
+
+    ``judged`` says on which side of 1 the factor's interval lies; None where nothing is estimated.
+    """
 
     factor: float | None
     sentence: str
     rows: tuple[tuple[str, ...], ...] = ()
+    judged: verdict.Judgement | None = None
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two ways side by side: where each lies, and their ratio."""
+
+    above: Interval
+    below: Interval
+    judged: verdict.Judgement
+
+    @property
+    def factor(self) -> float:
+        return self.judged.effect.median
+
+    @property
+    def words(self) -> str:
+        effect, shown = self.judged.effect, self.judged.verdict
+        told = f" {verdict.NEITHER.capitalize()}." if shown == verdict.NEITHER else self.judged.note
+        return f"{verdict.number(effect.median)} times, pair by pair {verdict.words(effect)}.{told}"
 
 
 def cost(criterion: str, scheme: Scheme, rows: Rows) -> Cost:
@@ -36,22 +70,43 @@ def cost(criterion: str, scheme: Scheme, rows: Rows) -> Cost:
     ](scheme, rows)
 
 
-def _paired(rows: Rows, value: str, top: Mapping, bottom: Mapping) -> tuple[float, float, float, int] | None:
-    """(ratio, numerator, denominator, pairs): medians over the rounds that have both."""
+def _paired(
+    rows: Rows, value: str, top: Mapping, bottom: Mapping, control: tuple[Mapping, Mapping]
+) -> _Pair | None:
+    """The builds, processes and rounds that have both; None where there are none. ``control``: the A/A control's ways."""
 
     def chosen(wanted: Mapping) -> dict[tuple, float]:
-        return {(row["part"], row["round"]): row[value] for row in _with(rows, wanted) if row[value]}
+        return {_place(row): row[value] for row in _with(rows, wanted) if row[value]}
 
     above, below = chosen(top), chosen(bottom)
-    both = [key for key in above if key in below]
+    effect = _ratio(above, below)
+    if effect is None:
+        return None
+    judged = verdict.side(effect, _ratio(*map(chosen, control)))
+    return _Pair(_location(above), _location(below), judged)
+
+
+def _place(row: Mapping) -> tuple[Hashable, Hashable, int]:
+    """(build, process, round); rows of before there were builds have none, and name their process by their part."""
+    build, process = row.get("build"), row.get("process")
+    return build, row["part"] if process is None else (build, process), row["round"]
+
+
+def _ratio(above: Mapping[tuple, float], below: Mapping[tuple, float]) -> Interval | None:
+    both = [place for place in above if place in below]
     if not both:
         return None
-    return (
-        median(above[key] / below[key] for key in both),
-        median(above[key] for key in both),
-        median(below[key] for key in both),
-        len(both),
+    return stats.ratio(
+        [above[place] for place in both],
+        [below[place] for place in both],
+        [place[1] for place in both],
+        [place[0] for place in both],
     )
+
+
+def _location(values: Mapping[tuple, float]) -> Interval:
+    processes, builds = ([place[level] for place in values] for level in (1, 0))
+    return stats.interval(list(values.values()), processes, builds, log=True)
 
 
 def _with(rows: Rows, wanted: Mapping) -> list[Mapping]:
@@ -72,22 +127,27 @@ def _access(scheme: Scheme, rows: Rows) -> Cost:
     plain = [row["access"] for row in _with(rows, way(PLAIN_OPTION))]
     if not labels or not plain:
         return Cost(None, f"option-access-cost has no dependent read for {scheme.id}")
-    # A way may be there twice, as a null of itself: the longer label says so.
+    # A way may be there twice, as an A/A control: the longer label says so.
     mine_label, plain_label = min(labels), min(plain)
+    dependent = {"order": "dependent"}
+    again, first = ({"access": name} | dependent for name in CONTROLS["option-access-cost"])
+    rows_of = ((mine_label, "dependent"), (plain_label, "dependent"))
+    if mine_label == plain_label:
+        return Cost(1.0, f"It is the plain choice: {plain_label}.", rows_of[:1])
     found = _paired(
         rows,
         "ns_per_read",
-        {"access": mine_label, "order": "dependent"},
-        {"access": plain_label, "order": "dependent"},
+        {"access": mine_label} | dependent,
+        {"access": plain_label} | dependent,
+        (again, first),
     )
     if found is None:
         return Cost(None, "the run has no pair of batches for it")
-    factor, mine, theirs, pairs = found
     sentence = (
-        f"A read that waits for the last one takes {mine:.2f} ns by {mine_label} and {theirs:.2f} ns by {plain_label}: "
-        f"{factor:.2f} times, median of {pairs} pairs."
+        f"A read that waits for the last one takes {found.above.median:.2f} ns by {mine_label} and "
+        f"{found.below.median:.2f} ns by {plain_label}: {found.words}"
     )
-    return Cost(factor, sentence, ((mine_label, "dependent"), (plain_label, "dependent")))
+    return Cost(found.factor, sentence, rows_of, found.judged)
 
 
 def _memory(scheme: Scheme, rows: Rows) -> Cost:
@@ -116,31 +176,35 @@ def _registration(scheme: Scheme, rows: Rows) -> Cost:
     def way(bytes_: int) -> dict:
         return {"way": f"register-{bytes_}", "turn": "round-trip", "start": "none"}
 
-    found = _paired(rows, "ns_per_turn", way(length), way(ORIGINAL.bytes))
+    if length == ORIGINAL.bytes:
+        return Cost(1.0, f"It registers {length} bytes, as before.", ((f"register-{length}", "round-trip"),))
+    again, first = (
+        {"way": name, "turn": "round-trip", "start": "none"} for name in CONTROLS["registration-cost"]
+    )
+    found = _paired(rows, "ns_per_turn", way(length), way(ORIGINAL.bytes), (again, first))
     if found is None:
         return Cost(None, f"registration-cost has no pairs for {length} bytes")
-    factor, mine, theirs, pairs = found
     sentence = (
-        f"Registering and unregistering {length} bytes takes {mine:.0f} ns, {ORIGINAL.bytes} bytes {theirs:.0f} ns: "
-        f"{factor:.2f} times, median of {pairs} pairs."
+        f"Registering and unregistering {length} bytes takes {found.above.median:.0f} ns, {ORIGINAL.bytes} bytes "
+        f"{found.below.median:.0f} ns: {found.words}"
     )
-    return Cost(factor, sentence, ((f"register-{length}", "round-trip"),))
+    return Cost(found.factor, sentence, ((f"register-{length}", "round-trip"),), found.judged)
 
 
 def _switch(scheme: Scheme, rows: Rows) -> Cost:
     """A round trip of two switches between two registered processes, against two without any area."""
     length = _length(scheme)
-    found = _paired(
-        rows,
-        "ns_per_round_trip",
-        {"pair": f"{length}-{length}", "between": "processes"},
-        {"pair": "none-none", "between": "processes"},
-    )
+
+    def pair(name: str) -> dict:
+        return {"pair": name, "between": "processes"}
+
+    again, first = map(pair, CONTROLS["context-switch-cost"])
+    found = _paired(rows, "ns_per_round_trip", pair(f"{length}-{length}"), pair("none-none"), (again, first))
     if found is None:
         return Cost(None, f"context-switch-cost has no pairs for {length} bytes")
-    factor, mine, theirs, pairs = found
     sentence = (
-        f"Two switches take {mine:.0f} ns where both sides registered {length} bytes, {theirs:.0f} ns where none did: "
-        f"{factor:.2f} times, median of {pairs} pairs."
+        f"Two switches take {found.above.median:.0f} ns where both sides registered {length} bytes, "
+        f"{found.below.median:.0f} ns where none did: {found.words}"
     )
-    return Cost(factor, sentence, ((f"{length}-{length}", "processes"), ("none-none", "processes")))
+    rows_of = ((f"{length}-{length}", "processes"), ("none-none", "processes"))
+    return Cost(found.factor, sentence, rows_of, found.judged)

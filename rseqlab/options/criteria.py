@@ -6,7 +6,7 @@ A rule looks at one row and says what it is worth; :mod:`rseqlab.options.matrix`
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rseqlab.options.scenes import NOT_BUILT, REFUSED_TO_BUILD
+from rseqlab.options.scenes import NOT_BUILT, NOT_STARTED, REFUSED_TO_BUILD
 from rseqlab.options.schemes import LAYOUT, ORIGINAL
 
 SILENT, CRASH, REFUSED, WITHOUT = "silent", "crash", "refused", "without"
@@ -192,7 +192,7 @@ CRITERION = {criterion.id: criterion for criterion in CRITERIA}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one row is worth: ``good`` is None where the scene could not be built."""
+    """What one row is worth: ``good`` is None where the scene could not be built or started."""
 
     good: bool | None
     manner: str | None
@@ -209,6 +209,8 @@ def _ended(row: Mapping) -> Outcome | None:
     ended, said = row["ended"], row["said"]
     if ended == NOT_BUILT:
         return Outcome(None, None, f"could not be built: {said}")
+    if ended == NOT_STARTED:
+        return Outcome(None, None, f"the test program itself does not start under this libc: {said}")
     if ended == REFUSED_TO_BUILD:
         return Outcome(False, REFUSED, f"the compiler or linker refuses: {said}")
     if ended == "hung":

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rseqlab.lab import verdict
+from rseqlab.lab.verdict import Judgement
 from rseqlab.options.costs import cost
 from rseqlab.options.criteria import (
     CRASH,
@@ -21,9 +23,12 @@ WORKS, BREAKS, COSTS, NOT_MEASURED = "works", "breaks", "costs", "not measured"
 LEGEND = (
     "works; works-: without the new field, and its user knows. Breaks, in so many of its scenes: SILENT: nobody "
     "is told of a wrong value or of overwritten memory; CRASH: a process dies or hangs; refused: somebody is told "
-    "no. 1.50x: what it costs against the plain choice. (...): no kernel ever did it, its part is played. "
+    "no. 1.50x: what it costs against the plain choice; 1.50x=: no difference is shown; 1.50x?: too few builds or no A/A "
+    "control for a verdict. (...): no kernel ever did it, its part is played. "
     "?: not measured."
 )
+COST_MARKS = {verdict.NEITHER: "=", verdict.NO_VERDICT: "?"}
+COST_WORDS = {name: f", {name}" for name in COST_MARKS}
 WORST_FIRST = (SILENT, CRASH, REFUSED)
 
 
@@ -39,8 +44,15 @@ class Cell:
     emulated: bool = False
     manner: str | None = None
     factor: float | None = None
+    judged: Judgement | None = None
+    """On which side of 1 the factor's interval lies; None where nothing is estimated."""
     rows: tuple[tuple[str, ...], ...] = ()
     bad: int = 0
+
+    @property
+    def side(self) -> str:
+        """On which side of 1 a factor lies, as the rule of verdicts says; empty where nothing is estimated."""
+        return self.judged.verdict if self.judged else ""
 
     @property
     def label(self) -> str:
@@ -48,7 +60,7 @@ class Cell:
         if self.outcome == NOT_MEASURED:
             return NOT_MEASURED
         if self.outcome == COSTS:
-            words = f"costs {self.factor:.2f}x"
+            words = f"costs {self.factor:.2f}x{COST_WORDS.get(self.side, '')}"
         elif self.outcome == BREAKS:
             part = f" {self.bad}/{len(self.rows)}" if self.bad < len(self.rows) else ""
             words = f"breaks{part}: {self.manner}"
@@ -62,7 +74,7 @@ class Cell:
         if self.outcome == NOT_MEASURED:
             return "?"
         if self.outcome == COSTS:
-            return f"{self.factor:.2f}x"
+            return f"{self.factor:.2f}x{COST_MARKS.get(self.side, '')}"
         if self.outcome == WORKS:
             word = "works-" if self.manner == WITHOUT else "works"
         else:
@@ -81,6 +93,9 @@ class Cell:
             "emulated": self.emulated,
             "manner": self.manner,
             "factor": self.factor,
+            "low": self.judged and self.judged.effect.low,
+            "high": self.judged and self.judged.effect.high,
+            "verdict": self.side or None,
             "experiment": self.experiment,
             "rows": [list(key) for key in self.rows],
             "bad_rows": self.bad,
@@ -107,7 +122,13 @@ def cell(scheme: Scheme, criterion: Criterion, tables: Tables, missing: Mapping[
         outcome_ = NOT_MEASURED if found.factor is None else COSTS
         # What registers a legacy length is the real kernel's cost, whatever would be played later.
         return Cell(
-            *place, outcome_, criterion.experiment, found.sentence, factor=found.factor, rows=found.rows
+            *place,
+            outcome_,
+            criterion.experiment,
+            found.sentence,
+            factor=found.factor,
+            judged=found.judged,
+            rows=found.rows,
         )
     rows = [
         row

@@ -276,8 +276,20 @@ def play(
     It stays in this process's group, so whatever ends the experiment's child ends it too.
     """
     folder = stage(libraries) if libraries else executable.parent
-    command = [str(executable), *steps]
-    variables = {**os.environ, **(environment or {})}
+    ended, told, errors = execute([str(executable), *steps], folder, environment or {}, libc)
+    lines = tuple(parse(told))
+    refusals = [line.facts["said"] for line in lines if "said" in line.facts]
+    return Scene(lines, ended, words(" ".join([errors, *refusals])))
+
+
+def execute(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], libc: Path | None
+) -> tuple[str, str, str]:
+    """Run a program in a folder with its libraries, within a deadline and bounds: how it ended, what it said, its errors.
+
+    ``libc``: by the loader of the libc in that folder, which the variable SCENE_LOADER then tells the program.
+    """
+    variables = {**os.environ, **environment}
     if libc:
         by = [str(loader(libc)), "--library-path", f"{folder}:{libc}"]
         command = [*by, *command]
@@ -303,9 +315,7 @@ def play(
         told_to.seek(0)
         errors_to.seek(0)
         told, errors = told_to.read(OUTPUT_BYTES), errors_to.read(OUTPUT_BYTES)
-    lines = tuple(parse(told.decode(errors="replace")))
-    refusals = [line.facts["said"] for line in lines if "said" in line.facts]
-    return Scene(lines, ended, words(" ".join([errors.decode(errors="replace"), *refusals])))
+    return ended, told.decode(errors="replace"), errors.decode(errors="replace")
 
 
 def how_it_ended(code: int) -> str:
@@ -340,12 +350,27 @@ def errno_name(answer: int) -> str:
 
 
 def loader(libc: Path) -> Path:
-    """The dynamic loader of the libc in this folder. Raises UsageError where there is none."""
+    """A dynamic loader that can be executed, of the libc in this folder. Raises UsageError where there is none.
+
+    Libraries are often kept without the permission to execute them; then it is a copy in the lab's cache.
+    """
     for pattern in ("ld-linux-*.so.*", "ld.so", "ld-musl-*.so.1", "ld-*.so*"):
-        found = sorted(libc.glob(pattern))
-        if found:
-            return found[0]
+        for found in sorted(libc.glob(pattern)):
+            return found if os.access(found, os.X_OK) else _executable(found)
     raise UsageError(f"{libc} holds no dynamic loader (ld.so); give the folder that has it and libc.so.6.")
+
+
+def _executable(file: Path) -> Path:
+    """A copy that may be executed, under the file's own name, in a folder that its content names."""
+    content = file.read_bytes()
+    copy = compile.cache_folder() / f"{hashlib.sha256(content).hexdigest()[:16]}-loader" / file.name
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
+            partial.write(content)
+        os.chmod(partial.name, 0o755)
+        os.replace(partial.name, copy)
+    return copy
 
 
 def used_object(storage: str, linked_bytes: int, there_bytes: int) -> Scene:

@@ -4,8 +4,10 @@ Nothing is judged here: rseqlab/options/criteria.py turns rows into outcomes.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from rseqlab.lab.compile import COMPILER, CompileError
@@ -19,6 +21,11 @@ STARTS = {"none": LIBC_LEAVES, "libc": LIBC_OWNS}
 """Whether this machine's libc registers the threads: a program that plays libc needs it not to."""
 
 NOT_BUILT, REFUSED_TO_BUILD = "not built", "refused to build"
+NOT_STARTED = "not started"
+"""Under another libc: nothing of this lab's starts there, or this test case needs symbols that this libc never had."""
+
+LIBCS_OWN_VERSION = re.compile(r"version [`'\"]?GLIBC_[0-9.]+[`'\"]? not found")
+"""The words of a loader whose libc is older than the one that the program was built with."""
 
 COLUMNS = (
     Column("option", "text", "the way to extend struct rseq", choices=tuple(SCHEME)),
@@ -35,7 +42,9 @@ COLUMNS = (
     Column("provider", "text", "the layout that the provider was built with", nullable=True),
     Column("consumers", "text", "the layouts that the consumers were built with", nullable=True),
     Column("libc", "text", "the libc that ran the scene, as it calls itself", nullable=True),
-    Column("ended", "text", f"exit code, signal, `hung`, `{REFUSED_TO_BUILD}` or `{NOT_BUILT}`"),
+    Column(
+        "ended", "text", f"exit code, signal, `hung`, `{REFUSED_TO_BUILD}`, `{NOT_BUILT}` or `{NOT_STARTED}`"
+    ),
     Column(
         "registered",
         "text",
@@ -63,12 +72,6 @@ COLUMNS = (
 )
 LIBC_ITSELF, LIBC_ITSELF_FLAG = "libc", "-DLIBC=1"
 
-SOURCES = (
-    *(f"options/{name}.py" for name in ("parties", "scenes", "schemes")),
-    *(f"options/c/{path.name}" for path in sorted(parties.SOURCES.iterdir())),
-)
-"""What makes the rows of every one of these experiments."""
-
 KEY = ("option", "criterion", "case")
 
 
@@ -93,7 +96,11 @@ class Case:
 
 def libc_itself(setup: Setup) -> Setup:
     """The same scene with this process's real libc in the place of the library that plays it."""
-    return replace(setup, provider_flags=(LIBC_ITSELF_FLAG, *setup.provider_flags))
+    return replace(setup, everywhere=(LIBC_ITSELF_FLAG, *setup.everywhere))
+
+
+def _by_libc(setup: Setup) -> bool:
+    return LIBC_ITSELF_FLAG in setup.everywhere
 
 
 GIVEN_LIBC = "RSEQLAB_LIBC"
@@ -114,7 +121,7 @@ def base(case: Case) -> dict:
         "criterion": case.criterion,
         "case": case.name,
         "kernel": setup.kernel or setup.scheme.kernel,
-        "provider": LIBC_ITSELF if LIBC_ITSELF_FLAG in setup.provider_flags else setup.provider.name,
+        "provider": LIBC_ITSELF if _by_libc(setup) else setup.provider.name,
         "consumers": ", ".join(f"{one.layout.name} ({one.how})" for one in setup.consumers) or None,
     }
 
@@ -123,10 +130,27 @@ def row(case: Case, libc: Path | None) -> dict:
     """Plays the case; whatever happens is a row."""
     try:
         scene = replace(case.setup, libc=libc).play()
+        if libc and not scene.of("start", "program") and (said := _does_not_start(case, scene, libc)):
+            scene = Scene((), NOT_STARTED, said)
     except CompileError as error:
         ended = REFUSED_TO_BUILD if case.may_be_refused else NOT_BUILT
         scene = Scene((), ended, parties.words(error.said or str(error)))
     return base(case) | read(scene, len(case.setup.consumers)) | dict(case.more(scene))
+
+
+def _does_not_start(case: Case, scene: Scene, libc: Path) -> str | None:
+    """The loader's words where the test program as such does not start under this libc, whatever the case; or None."""
+    if scene.said and LIBCS_OWN_VERSION.search(scene.said):
+        return scene.said
+    return _bare_program_refused(libc, _by_libc(case.setup))
+
+
+@cache
+def _bare_program_refused(libc: Path, by_libc: bool) -> str | None:
+    """What is said of the test program that has no consumers; ``by_libc``: that asks libc itself for the area."""
+    bare = Setup(SCHEME["offset-size"], ORIGINAL, ())
+    scene = replace(libc_itself(bare) if by_libc else bare, libc=libc).play()
+    return None if scene.of("start", "program") else scene.said or scene.ended
 
 
 def read(scene: Scene, consumers: int) -> dict:
@@ -235,7 +259,6 @@ def experiment(
         seconds={"quick": seconds, "full": 2 * seconds},
         plan=plan,
         measure=measure,
-        sources=SOURCES,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rseqlab.options.criteria import CRITERIA
 from rseqlab.options.matrix import WORKS, Cell
-from rseqlab.study import kernels, usage, workloads
+from rseqlab.study import kernels, redefinition, usage, workloads
 from rseqlab.study.claims import (
     FAILS,
     HOLDS,
@@ -19,7 +19,7 @@ from rseqlab.study.claims import (
     linked_notebook,
 )
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.run import LOCAL, NotMeasured, StudyRun
 from rseqlab.study.tables import Sentences
 
 DEFINES = ("interpose-program", "interpose-library")
@@ -99,6 +99,29 @@ def _finding(run: StudyRun, claim: str) -> Finding:
     return finding
 
 
+def _together(*parts: Callable[[], str], between: str = "; ") -> str:
+    """What the parts say. One that is not measured says so and costs no other its words.
+
+    Raises NotMeasured, with every reason, where none of them is measured.
+    """
+    told, missing = [], []
+    for part in parts:
+        try:
+            told.append(part().rstrip("."))
+        except NotMeasured as reason:
+            missing.append(reason.args[0].rstrip("."))
+    if not told:
+        raise NotMeasured(f"{'; '.join(dict.fromkeys(missing))}.")
+    said = between.join(told)
+    return " ".join([f"{said[0].upper()}{said[1:]}.", *(f"Not measured: {one}." for one in missing)])
+
+
+def _where(run: StudyRun, experiment: str) -> str:
+    """On whose machine its rows were measured, as far as a reader of the study must know it."""
+    shipped = run.sources and run.source(experiment).origin != LOCAL
+    return "on the machine of the shipped rows" if shipped else "on this machine"
+
+
 def _times(finding: Finding) -> str:
     effect = finding.effect
     return f"{effect.median:.3f} times [{effect.low:.3f} to {effect.high:.3f}]"
@@ -130,40 +153,65 @@ def may_it_grow(run: StudyRun) -> tuple[str, str]:
         sentence = (
             f"Whoever refers to it: {refers.label}. Whoever defines it: {bad} of {scenes} scenes break."
         )
-    return sentence, "executed scenes on this libc and loader"
+    return sentence, f"scenes executed {_where(run, 'option-skew')}"
 
 
 @_question("What does the pointer cost?", "30_options", "C13", "C13d", "C13x", "L40")
 def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
     """The dereference, overlapping and dependent, beside what finding the area costs."""
-    overlapping, dependent, found = (_finding(run, claim) for claim in ("C13", "C13d", "L40"))
-    more = judge(run, "C13x")[0].finding
-    instructions = "one instruction and " if more.verdict == HOLDS else ""
-    sentence = (
-        f"It takes {instructions}{_times(overlapping)} as long to read a field where reads overlap, "
-        f"{_times(dependent)} where each waits for the last; how a library finds the area matters more: "
-        f"by global-dynamic TLS it takes {_times(found)} the pointer's time."
-    )
-    return sentence, "timed on this machine, instructions counted under an emulator"
+
+    def dereference() -> str:
+        overlapping, dependent = (_finding(run, claim) for claim in ("C13", "C13d"))
+        more = judge(run, "C13x")[0].finding
+        instructions = "one instruction and " if more.verdict == HOLDS else ""
+        return (
+            f"it takes {instructions}{_times(overlapping)} as long to read a field where reads overlap, "
+            f"{_times(dependent)} where each waits for the last"
+        )
+
+    def finding() -> str:
+        return (
+            "how a library finds the area matters more: by global-dynamic TLS it takes "
+            f"{_times(_finding(run, 'L40'))} the pointer's time"
+        )
+
+    where = _where(run, "option-access-cost")
+    return _together(dereference, finding), f"timed {where}, instructions counted under an emulator"
 
 
-@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04")
+@_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04", "O09", "O10")
 def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     """What was adopted, against a symbol that grew, on every criterion that is no cost."""
-    read, matrix = _finding(run, "L43"), matrix_of(run)
-    survived = {
-        option: sum(_measured(matrix.cell(option, one.id)).outcome == WORKS for one in SURVIVE)
-        for option in ("offset-size", "grow-symbol")
-    }
-    silent = {
-        option: sum(matrix.cell(option, one.id).manner == "silent" for one in SURVIVE) for option in survived
-    }
-    sentence = (
-        f"A read takes {_times(read)} a grown symbol's time; of {len(SURVIVE)} things to survive it survives "
-        f"{survived['offset-size']} and fails {silent['offset-size']} without a word, the grown symbol "
-        f"{survived['grow-symbol']} and {silent['grow-symbol']}."
-    )
-    return sentence, "timed on this machine; executed scenes"
+
+    def cost() -> str:
+        return f"a read takes {_times(_finding(run, 'L43'))} a grown symbol's time"
+
+    def bought() -> str:
+        matrix, options = matrix_of(run), ("offset-size", "grow-symbol")
+        cells = {one.id: [matrix.cell(option, one.id) for option in options] for one in SURVIVE}
+        measured = {
+            name: pair for name, pair in cells.items() if all(one.outcome != NOT_MEASURED for one in pair)
+        }
+        if not measured:
+            raise NotMeasured(cells[SURVIVE[0].id][0].sentence)
+        adopted, grown = (
+            (
+                sum(pair[place].outcome == WORKS for pair in measured.values()),
+                sum(pair[place].manner == "silent" for pair in measured.values()),
+            )
+            for place in range(len(options))
+        )
+        missing = [name for name in cells if name not in measured]
+        rest = f" (not measured: {', '.join(missing)})" if missing else ""
+        return (
+            f"of {len(measured)} things to survive it survives {adopted[0]} and fails {adopted[1]} without a word, "
+            f"the grown symbol {grown[0]} and {grown[1]}{rest}"
+        )
+
+    def redefined() -> str:
+        return redefinition.in_short(run)
+
+    return _together(cost, bought, redefined), f"timed {_where(run, 'option-access-cost')}; executed scenes"
 
 
 @_question("Who uses rseq?", "50_usage", "T07a", "C48")
@@ -180,13 +228,13 @@ def who_uses_it(run: StudyRun) -> tuple[str, str]:
 @_question("What does an extension cost those who do not use it?", "40_kernels", "C41", "C21", "K01", "K02")
 def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
     """The context switch of registered threads: timed here, and counted by kernel release and registered size."""
-    registered = _finding(run, "C41")
-    try:
-        counted = kernels.in_short(run)
-    except NotMeasured as missing:
-        counted = f"By kernel release: {str(missing).rstrip('.')}."
-    sentence = f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones. {counted}"
-    return sentence, "timed on this machine; instructions counted in guests"
+
+    def timed() -> str:
+        registered = _finding(run, "C41")
+        return f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones."
+
+    where = f"timed {_where(run, 'context-switch-cost')}; instructions counted in guests"
+    return _together(timed, lambda: kernels.in_short(run), between=". "), where
 
 
 class NamesClaims(Sentences):

@@ -6,6 +6,7 @@ compared, because they come from another machine or another profile.
 
 import json
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,16 +16,24 @@ from pathlib import Path
 import rseqlab
 from rseqlab.errors import LabError, UsageError
 from rseqlab.experiments import catalogue
-from rseqlab.lab import bundle, runner, stats
+from rseqlab.lab import bundle, runner, stats, verdict
 from rseqlab.lab.experiment import Experiment, Part
 
 AGAIN = "-again"
-"""A variant of this ending is another one measured once more: the A/A null."""
+"""A variant of this ending is a second instantiation of another one: the A/A control."""
+
+VERSION = 2
 
 SAME_WITHIN_PERCENT = 5
 """Below it a difference is no reason to act; only an interval that lies within it says that there is none."""
 
-FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "no difference", "undecided"
+OUTCOME = {
+    verdict.BELOW: "faster",
+    verdict.ABOVE: "slower",
+    verdict.SAME: "no difference",
+    verdict.NEITHER: "undecided",
+    verdict.NO_VERDICT: "no verdict",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def measure(profile: str, progress: Progress) -> dict:
         steal = {name: one["steal_percent"] for name, one in record["experiments"].items()}
     return {
         "schema": "rseqlab/bench",
-        "version": 1,
+        "version": VERSION,
         "lab_version": rseqlab.__version__,
         "profile": profile,
         "started": f"{started:%Y-%m-%dT%H:%M:%SZ}",
@@ -101,15 +110,15 @@ def measure(profile: str, progress: Progress) -> dict:
 
 
 def summary(benchmark: Benchmark, rows: list[Mapping]) -> list[dict]:
-    """Median and interval of every variant at one thread, by name."""
+    """Location and interval of every variant at one thread, by name, and its median in each build."""
     series: dict[tuple, list[Mapping]] = {}
     for row in rows:
         if row["threads"] == 1:
             series.setdefault(tuple(row[name] for name in benchmark.variant), []).append(row)
     found = []
     for variant, members in sorted(series.items()):
-        processes = [row["part"] for row in members]
-        interval = stats.interval([row[benchmark.value_ns] for row in members], processes)
+        values = [row[benchmark.value_ns] for row in members]
+        interval = stats.interval(values, *_origins(members), log=True)
         again = series.get((*variant[:-1], f"{variant[-1]}{AGAIN}"))
         found.append(
             {
@@ -120,23 +129,36 @@ def summary(benchmark: Benchmark, rows: list[Mapping]) -> list[dict]:
                 "high_ns": interval.high,
                 "samples": interval.samples,
                 "processes": interval.processes,
-                "carries_a_verdict": interval.carries_a_verdict,
+                "builds_ns": _by_build(members, values),
                 "control": not re.search(benchmark.ours, str(variant[-1])),
-                "null_ratio": _null(benchmark, members, again) if again else None,
+                "null_ratio": _itself(benchmark, members, again) if again else None,
             }
         )
     return found
 
 
-def _null(benchmark: Benchmark, members: list[Mapping], again: list[Mapping]) -> float:
-    """What the same thing measured twice differs by, batch by batch of the same round."""
-    first = {(row["part"], row["round"]): row[benchmark.value_ns] for row in members}
+def _origins(rows: list[Mapping]) -> tuple[list, list]:
+    """(process, build) of each row, for stats.interval; a part is a process."""
+    return [row["part"] for row in rows], [row.get("build") for row in rows]
+
+
+def _by_build(rows: list[Mapping], values: list[float]) -> dict[str, float]:
+    """The median of each build's values, by its number as text; empty where the rows name no build."""
+    by_build: dict[str, list[float]] = {}
+    for row, value in zip(rows, values, strict=True):
+        if row.get("build") is not None:
+            by_build.setdefault(str(row["build"]), []).append(value)
+    return {number: statistics.median(found) for number, found in by_build.items()}
+
+
+def _itself(benchmark: Benchmark, members: list[Mapping], again: list[Mapping]) -> float:
+    """What an A/A control differs by, batch by batch of the same round."""
+    first = {(row["part"], row["round"]): row for row in members}
     second = {(row["part"], row["round"]): row[benchmark.value_ns] for row in again}
     pairs = [key for key in first if key in second]
-    ratio = stats.ratio(
-        [second[key] for key in pairs], [first[key] for key in pairs], [key[0] for key in pairs]
-    )
-    return ratio.median
+    rows = [first[key] for key in pairs]
+    below = [row[benchmark.value_ns] for row in rows]
+    return stats.ratio([second[key] for key in pairs], below, *_origins(rows)).median
 
 
 def read(path: Path) -> dict:
@@ -151,6 +173,11 @@ def read(path: Path) -> dict:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise LabError(f"{path} is not JSON ({error}); it should be what `rseqlab bench` wrote.") from None
+    if isinstance(document, dict) and document.get("version") == 1:
+        raise LabError(
+            f"{path} is of schema version 1, which was timed in one build; this rseqlab compares benchmarks of several "
+            f"builds (version {VERSION}). Measure the earlier state again with: rseqlab bench --out FILE"
+        )
     bundle.validate(document, "bench", str(path))
     return document
 
@@ -175,19 +202,21 @@ def check_comparable(earlier: Mapping, profile: str, here: Mapping) -> None:
 
 
 def compare(document: Mapping, earlier: Mapping) -> list[dict]:
-    """The ratio of every variant that both have, new to earlier. Raises LabError where they are not comparable.
+    """The ratio of every variant that both have, new to earlier, judged. Raises LabError where they are not comparable.
 
-    Its interval is widened by what the same thing measured twice differs from itself within a document, and by
-    what the controls moved between the two.
+    Pairs are the medians of the same build number, which lays code out alike. The A/A control is the most that
+    anything differs from itself within a document, or that a control moved between the two.
     """
     check_comparable(earlier, document["profile"], document["machine"])
     before = {_key(row): row for row in earlier["variants"]}
     pairs = [(row, before[_key(row)]) for row in document["variants"] if _key(row) in before]
-    doubt = max(_null_doubt(document), _null_doubt(earlier), _drift(pairs))
+    doubts = [*_doubts(document), *_doubts(earlier)]
+    doubt = max([*doubts, _drift(pairs)]) if doubts else None
     rows = []
     for now, then in pairs:
-        low, high = _ratio(now, then, doubt)
-        enough = now["carries_a_verdict"] and then["carries_a_verdict"]
+        effect = _ratio(now, then)
+        control = None if doubt is None else replace(effect, median=1 + doubt)
+        judged = verdict.change(effect, control, 1 + SAME_WITHIN_PERCENT / 100)
         rows.append(
             {
                 "experiment": now["experiment"],
@@ -195,49 +224,46 @@ def compare(document: Mapping, earlier: Mapping) -> list[dict]:
                 "control": now["control"],
                 "before_ns": then["median_ns"],
                 "now_ns": now["median_ns"],
-                "ratio": now["median_ns"] / then["median_ns"],
-                "low": low,
-                "high": high,
-                "verdict": verdict(low, high) if enough else UNDECIDED,
+                "ratio": judged.effect.median,
+                "low": judged.effect.low,
+                "high": judged.effect.high,
+                "verdict": OUTCOME[judged.verdict],
+                "lacks": judged.lacks,
             }
         )
     return rows
 
 
-def _ratio(now: Mapping, then: Mapping, doubt: float = 0.0) -> tuple[float, float]:
-    """An interval of the ratio that is at least as wide as its own, from those of the two medians."""
-    return now["low_ns"] / then["high_ns"] / (1 + doubt), now["high_ns"] / then["low_ns"] * (1 + doubt)
+def _ratio(now: Mapping, then: Mapping) -> stats.Interval:
+    """New to earlier over the builds that both have; of documents without, the two locations and their doubt."""
+    builds = [number for number in now["builds_ns"] if number in then["builds_ns"]]
+    samples, processes = (min(now[name], then[name]) for name in ("samples", "processes"))
+    if not builds:
+        middle = now["median_ns"] / then["median_ns"]
+        low, high = now["low_ns"] / then["high_ns"], now["high_ns"] / then["low_ns"]
+        return stats.Interval(middle, low, high, samples, processes)
+    above, below = ([one["builds_ns"][number] for number in builds] for one in (now, then))
+    found = stats.ratio(above, below, builds=builds)
+    return replace(found, samples=samples, processes=processes, builds=len(builds))
 
 
 def _drift(pairs: list[tuple[Mapping, Mapping]]) -> float:
     """The most that a control certainly moved: the machine does not run at the same speed at all times."""
     moved = [0.0]
     for now, then in pairs:
-        low, high = _ratio(now, then)
-        if now["control"] and not low <= 1 <= high:
-            ratio = now["median_ns"] / then["median_ns"]
-            moved.append(max(ratio, 1 / ratio) - 1)
+        found = _ratio(now, then)
+        if now["control"] and not found.low <= 1 <= found.high:
+            moved.append(max(found.median, 1 / found.median) - 1)
     return max(moved)
-
-
-def verdict(low: float, high: float) -> str:
-    """What an interval of the ratio new to earlier allows to say."""
-    if high < 1:
-        return FASTER
-    if low > 1:
-        return SLOWER
-    within = SAME_WITHIN_PERCENT / 100
-    return SAME if low >= 1 - within and high <= 1 + within else UNDECIDED
 
 
 def _key(row: Mapping) -> tuple:
     return row["experiment"], *sorted(row["variant"].items())
 
 
-def _null_doubt(document: Mapping) -> float:
-    """The most that anything measured twice in this document differs from itself."""
-    nulls = [row["null_ratio"] for row in document["variants"] if row["null_ratio"]]
-    return max((abs(ratio - 1) for ratio in nulls), default=0.0)
+def _doubts(document: Mapping) -> list[float]:
+    """How far each A/A control of a document differs from itself."""
+    return [abs(row["null_ratio"] - 1) for row in document["variants"] if row["null_ratio"]]
 
 
 def new_file(profile: str) -> Path:

@@ -15,15 +15,19 @@ from matplotlib.figure import Figure as Canvas
 
 from rseqlab.errors import UsageError
 from rseqlab.experiments import catalogue
+from rseqlab.host import cpu_title
+from rseqlab.lab import verdict
 from rseqlab.lab.bundle import Bundle
 from rseqlab.lab.exchange import members
 from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
 from rseqlab.study import kernels
 from rseqlab.study.claims import FAILS, HOLDS, NOT_MEASURED, Verdicts, judge
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
+from rseqlab.study.hardware import hardware
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
 from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun
+from rseqlab.study.stability import letters_of
 from rseqlab.study.tables import Sentences, Table
 
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", PINK), ("v", SKY))
@@ -44,12 +48,6 @@ def open_runs(folders: list[Path]) -> list[StudyRun]:
             "study that `rseqlab bundle merge` made."
         )
     return found
-
-
-def letters_of(place: int) -> str:
-    """A to Z, AA to AZ, and so on, as spreadsheets name columns."""
-    before, last = divmod(place, 26)
-    return (letters_of(before - 1) if before else "") + chr(65 + last)
 
 
 def grouped(words: dict[str, str]) -> str:
@@ -80,7 +78,7 @@ class Comparison:
     def names(self) -> list[str]:
         """A letter and what tells each run from the others."""
         return [
-            f"{letter}: {run.facts['cpu_model'] or run.facts['arch']}, Linux {run.facts['kernel_release']}, "
+            f"{letter}: {cpu_title(run.facts)}, Linux {run.facts['kernel_release']}, "
             f"{run.facts['libc']}, {run.id}"
             for letter, run in zip(self.letters, self.runs, strict=True)
         ]
@@ -101,7 +99,9 @@ class Comparison:
 
     def machines(self) -> Table:
         """The facts of each machine; those that differ come first, and of many machines alone."""
-        facts = [_facts(run) for run in self.runs]
+        facts = [_facts(run) | hardware(run) for run in self.runs]
+        labels = list(dict.fromkeys(label for one in facts for label in one))
+        facts = [{label: one.get(label, "not recorded") for label in labels} for one in facts]
         if self.many:
             differ = [label for label in facts[0] if len({str(one[label]) for one in facts}) > 1]
             rows = [
@@ -127,7 +127,7 @@ class Comparison:
                 effect = one.finding.effect
                 row[f"verdict {letter}"] = one.finding.verdict
                 row[f"effect {letter}"] = (
-                    f"{effect.median:.3g} [{effect.low:.3g}, {effect.high:.3g}]" if effect else ""
+                    f"{verdict.number(effect.median)} {verdict.ends(effect)}" if effect else ""
                 )
             first, others = alike[0].finding, [one.finding for one in alike[1:]]
             row["verdicts"] = (
@@ -157,7 +157,9 @@ class Comparison:
         """A row of :attr:`effects` in a bearable width: who has which verdict, and from where to where effects go."""
         found = self._effects_of[row["claim"]]
         low, high = min(found, key=found.get, default=None), max(found, key=found.get, default=None)
-        reach = f"{found[low]:.3g} ({low}) to {found[high]:.3g} ({high})" if found else ""
+        reach = (
+            f"{verdict.number(found[low])} ({low}) to {verdict.number(found[high])} ({high})" if found else ""
+        )
         return {
             "claim": row["claim"],
             "sentence": row["sentence"],

@@ -2,9 +2,11 @@
 
 import pandas as pd
 
-from rseqlab.lab import stats
+from rseqlab.lab import verdict
+from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
-from rseqlab.study.tables import Table, _shows_missing
+from rseqlab.study.samples import location, paired_ratio
+from rseqlab.study.tables import PAIRWISE, Table, _shows_missing
 
 LIMIT = 1.05
 """An operation is as fast as a peer's where the whole interval of its ratio is at most this."""
@@ -45,59 +47,75 @@ def instructions(run: StudyRun) -> Table:
     )
 
 
-def _ratios(run: StudyRun) -> pd.DataFrame:
-    """Each operation's ratio to librseq's, with its interval and the A/A null of the same batches."""
+OUTCOME = {verdict.HOLDS: "as fast", verdict.FAILS: "slower", verdict.INCONCLUSIVE: "undecided"}
+
+
+def ratios(run: StudyRun) -> pd.DataFrame:
+    """Each operation's ratio to librseq's, with the interval that was judged, and the A/A control. Raises NotMeasured."""
     rows = run.table("percpu-peers")
-    keys = ["operation", "bytes_copied"]
-    wide = rows.pivot_table(
-        index=[*keys, "part", "round"], columns="who", values="ns_per_operation", dropna=False
-    )
     found = []
-    for (operation, copied), group in wide.dropna().reset_index().groupby(keys, sort=False, dropna=False):
-        parts = group["part"].tolist()
+    for (operation, copied), group in rows.groupby(["operation", "bytes_copied"], sort=False, dropna=False):
+        series = {
+            who: pd.Series(one["ns_per_operation"].to_numpy(), index=levels(one))
+            for who, one in group.dropna(subset=["ns_per_operation"]).groupby("who")
+        }
+        if not {"ours", "ours-again", "theirs"} <= set(series):
+            continue
+        control = paired_ratio(series["ours-again"], series["ours"])
         for who in ("ours", "ours-offset-loaded"):
-            ratio = stats.ratio(group[who], group["theirs"], parts)
+            if who not in series:
+                continue
+            judged = verdict.judge(
+                paired_ratio(series[who], series["theirs"]), control, verdict.Allowed(high=LIMIT)
+            )
             found.append(
                 {
                     "operation": operation,
                     "bytes_copied": copied,
                     "whose": who,
-                    "ns": group[who].median(),
-                    "librseq_ns": group["theirs"].median(),
-                    "ratio": ratio.median,
-                    "low": ratio.low,
-                    "high": ratio.high,
-                    "null_ratio": stats.ratio(group["ours-again"], group["ours"], parts).median,
-                    "verdict": _verdict(ratio),
+                    "ns": location(series[who]).median,
+                    "librseq_ns": location(series["theirs"]).median,
+                    "ratio": judged.effect.median,
+                    "low": judged.effect.low,
+                    "high": judged.effect.high,
+                    "control": control.median,
+                    "verdict": OUTCOME[judged.verdict],
+                    "lacks": judged.lacks,
                 }
             )
+    if not found:
+        raise NotMeasured("percpu-peers has no operation of both")
     return pd.DataFrame(found)
-
-
-def _verdict(ratio: stats.Interval) -> str:
-    if not ratio.carries_a_verdict:
-        return "too few samples"
-    if ratio.high <= LIMIT:
-        return "as fast"
-    return "slower" if ratio.low > LIMIT else "undecided"
 
 
 @_shows_missing
 def peers(run: StudyRun) -> Table:
-    """Every operation beside librseq's: nanoseconds, ratio with its 95 % interval, and the A/A null."""
-    frame = _ratios(run)
+    """Every operation beside librseq's: nanoseconds, ratio with its 95 % interval, and the A/A control."""
+    frame = ratios(run)
+    lacks = no_verdict(frame["lacks"])
+    frame = frame.drop(columns="lacks")
     frame["whose"] = frame["whose"].map(OFFSET)
-    for name in ("ns", "librseq_ns", "ratio", "low", "high", "null_ratio"):
-        frame[name] = frame[name].map("{:.3f}".format)
+    for name in ("ns", "librseq_ns", "ratio", "low", "high", "control"):
+        frame[name] = frame[name].map(verdict.number)
     frame["bytes_copied"] = frame["bytes_copied"].map(lambda number: "" if pd.isna(number) else f"{number:g}")
     peer = run.table("percpu-peers")["peer"].iloc[0]
-    return Table(frame, f"Our sections and those of {peer}; as fast: the whole interval is at most {LIMIT:g}")
+    return Table(
+        frame,
+        f"Our sections and those of {peer}; as fast: the whole interval, widened by the A/A control, is at most "
+        f"{LIMIT:g}. {PAIRWISE}{lacks}",
+    )
+
+
+def no_verdict(lacks: pd.Series) -> str:
+    """Why rows carry no verdict, for a caption; empty where only their intervals decide."""
+    reasons = list(dict.fromkeys(lacks.dropna()))
+    return f" No verdict: {'; '.join(reasons)}." if reasons else ""
 
 
 def peers_in_a_sentence(run: StudyRun) -> str:
     """How many operations are as fast as librseq's, and which is furthest from it."""
     try:
-        frame = _ratios(run)
+        frame = ratios(run)
     except NotMeasured as missing:
         return str(missing)
     held = frame[frame["whose"] == "ours-offset-loaded"]  # both load the offset: the same conditions
@@ -106,5 +124,6 @@ def peers_in_a_sentence(run: StudyRun) -> str:
     return (
         f"Of {len(held)} operations {(held['verdict'] == 'as fast').sum()} are at most {100 * (LIMIT - 1):.0f} % "
         f"slower than librseq's, both loading the area's offset each time; the largest ratio is that of "
-        f"{worst['operation']}{copied}, {worst['ratio']:.2f} [{worst['low']:.2f}, {worst['high']:.2f}]."
+        f"{worst['operation']}{copied}, {verdict.number(worst['ratio'])} [{verdict.number(worst['low'])}, "
+        f"{verdict.number(worst['high'])}].{no_verdict(held['lacks'])}"
     )

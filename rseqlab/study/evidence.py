@@ -17,6 +17,7 @@ import pandas as pd
 
 import rseqlab
 from rseqlab.errors import UsageError
+from rseqlab.lab import verdict
 from rseqlab.options.matrix import LEGEND
 from rseqlab.options.schemes import SCHEMES
 from rseqlab.study import kernels as guests
@@ -26,18 +27,16 @@ from rseqlab.study.claims import (
     FAILS,
     HOLDS,
     INCONCLUSIVE,
-    MEASURES,
     NOT_MEASURED,
     VERDICTS,
     Judged,
     judge,
-    paired_ratio,
-    samples,
     weaknesses,
 )
 from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.run import NotMeasured, StudyRun, count
+from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
 
 COLUMNS = 75
 SUBJECT = "[RFC] rseq: what each way to extend struct rseq does, measured"
@@ -129,6 +128,7 @@ def _introduction(run: StudyRun) -> list[str]:
             "slightly less efficient. This is what an executable study of that question says on one machine. Its numbers "
             "were measured by the commands below; only who uses rseq is cited, from the sources that those rows name."
         ),
+        *([paragraph(f"Whose rows: {run.whose}; the list is under Environment.")] if run.sources else []),
         heading("Answers"),
         *(
             paragraph(f"{one.question} {one.sentence}", "   ", f"{number}. ")
@@ -137,25 +137,26 @@ def _introduction(run: StudyRun) -> list[str]:
         heading("Method"),
         paragraph(
             "Each question is an experiment in child processes that register for real. Timed: calibrated batches of "
-            "the ways to compare, interleaved in random order on one CPU, the same way twice as a null; ratios of "
-            "pairs of one round, with 95 % bootstrap intervals over processes, widened by the null before they give "
-            "a verdict. Each batch checks that its work was done. Instructions: counted under an emulator, twice."
+            "the ways to compare, interleaved in random order on one CPU, the same way twice as an A/A control; ratios of "
+            "pairs of one build, process and round, with 95 % intervals over builds of different code layout (exact "
+            "signed-rank). A printed interval is the one that is judged: it is widened by the A/A control. Each batch "
+            "checks that its work was done. Instructions: counted under an emulator, twice."
         ),
     ]
 
 
 def _environment(run: StudyRun) -> list[str]:
     facts = [paragraph(f"{label}: {value}", "    ", "  ") for label, value in run.machine().items()]
-    profile = run.bundle.run["profile"]
-    made = [
-        paragraph(f"run: {run.id} ({run.origin}, profile {profile})", "    ", "  "),
-        f"  digest: {run.bundle.digest}",
-    ]
-    for group, other in sorted(run.others.items()):
-        made += [
-            paragraph(f"run of {group}: {other.id} ({other.origin})", "    ", "  "),
-            f"  digest: {other.bundle.digest}",
-        ]
+    made = []
+    for one in run.runs:
+        profile, shown = one.bundle.run["profile"], count(run.shown_of(one))
+        said = f"run: {one.id} ({one.origin}, profile {profile}), {shown}"
+        made += [paragraph(said, "    ", "  "), f"  digest: {one.digest}"]
+    if len(run.runs) > 1:
+        made.append(paragraph(f"Digest of all: {run.digest}", "  "))
+    made += [paragraph(f"Note: {text}", "  ") for text in run.notes]
+    if run.footnote:
+        made.append(paragraph(f"Note: {run.footnote.line}", "  "))
     weak = [paragraph(f"Note: {text}", "  ") for text in weaknesses(run)]
     return [heading("Environment"), "\n".join([*facts, *made]), *weak]
 
@@ -185,25 +186,29 @@ def _timed(run: StudyRun, experiment: str, title: str, condition: str | None, st
     rows = []
     for way in chosen.groupby(measure.way)[measure.value].median().sort_values().index:
         values = samples(run, experiment, way, condition, start)
-        ratio = paired_ratio(values, samples(run, experiment, first, condition, start))
+        ratio = verdict.widened(
+            paired_ratio(values, samples(run, experiment, first, condition, start)),
+            control(run, experiment, condition, start),
+        )
         rows.append(
             (
                 way,
-                f"{values.median():.3f}",
-                f"{ratio.median:.3f}",
-                f"[{ratio.low:.3f}, {ratio.high:.3f}]",
+                f"{location(values).median:.3f}",
+                verdict.number(ratio.median),
+                verdict.ends(ratio),
                 ratio.samples,
             )
         )
     return [
-        f"{title}:",
+        paragraph(f"{title} (ratios are taken round by round: two medians need not divide to them):"),
         columns(("", "median", f"x {first}"[:24], "95 %", "pairs"), rows),
         _command(run, experiment),
     ]
 
 
 def _command(run: StudyRun, *experiments: str) -> str:
-    return f"  $ rseqlab run --profile {run.bundle.run['profile']} {' '.join(experiments)}"
+    profile = run.source(experiments[0]).bundle.run["profile"]
+    return f"  $ rseqlab run --profile {profile} {' '.join(experiments)}"
 
 
 @_section
@@ -233,7 +238,7 @@ def options(run: StudyRun) -> list[str]:
     ]
 
 
-SHORT_VERDICT = {workloads.NULL: "none shown", workloads.FEW: "too few"}
+SHORT_VERDICT = {workloads.NULL: "none shown", workloads.FEW: "no verdict"}
 SHORT = {"works": "ok", "SILENT": "S", "CRASH": "C", "refused": "r"}
 
 
@@ -301,10 +306,10 @@ def census(run: StudyRun) -> list[str]:
     rows = [
         (
             one.workload,
-            f"{one.ratio.median:.3f}",
-            f"[{one.ratio.low:.3f}, {one.ratio.high:.3f}]",
+            verdict.number(one.ratio.median),
+            verdict.ends(one.ratio),
             one.ratio.samples,
-            SHORT_VERDICT.get(one.verdict, SHORT_VERDICT.get(one.verdict, one.verdict)),
+            SHORT_VERDICT.get(one.verdict, one.verdict),
         )
         for one in found
     ]
@@ -312,6 +317,7 @@ def census(run: StudyRun) -> list[str]:
         *parts,
         paragraph("Work per second with libc's registration, as a multiple of that without, interleaved:"),
         columns(("", "x off", "95 %", "pairs", "effect"), rows),
+        paragraph(workloads.control_rate(found)),
         *(paragraph(line) for line in workloads.sentences(run).lines if "Envoy" in line),
         "  $ make workloads && rseqlab run --profile full workload-NAME...",
     ]
@@ -339,15 +345,13 @@ TITLES = {
 
 def _claims(run: StudyRun, whole: Collection[str]) -> list[str]:
     judged, references = judge(run), References()
-    counts = ", ".join(
-        f"{verdict} {sum(one.finding.verdict == verdict for one in judged)}" for verdict in VERDICTS
-    )
+    counts = ", ".join(f"{name} {sum(one.finding.verdict == name for one in judged)}" for name in VERDICTS)
     parts = [heading("Claims"), paragraph(f"{len(judged)} claims: {counts}.")]
-    for verdict, title in TITLES.items():
-        chosen = [one for one in judged if one.finding.verdict == verdict]
+    for outcome, title in TITLES.items():
+        chosen = [one for one in judged if one.finding.verdict == outcome]
         if not chosen:
             parts.append(f"{title}: none.")
-        elif verdict in whole:
+        elif outcome in whole:
             parts += [f"{title}:", *(_claim(one, references) for one in chosen)]
         else:
             said = (f"{one.claim.sentence}." for one in chosen)

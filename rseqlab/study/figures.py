@@ -18,10 +18,10 @@ from matplotlib.figure import Figure as Canvas
 from rseqlab import layout
 from rseqlab.experiments.false_sharing import STRIDES
 from rseqlab.host import parse_cpu_list
-from rseqlab.lab import stats
+from rseqlab.lab import verdict
 from rseqlab.study import claims
-from rseqlab.study.claims import MEASURES, paired_ratio, samples
 from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.samples import MEASURES, control, location, paired_difference, paired_ratio, samples
 
 BLUE, ORANGE, GREEN, PINK, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"
 _INK = "#010203"
@@ -100,7 +100,7 @@ def _intervals(
                 values = samples(run, experiment, way, condition, start)
             except NotMeasured:
                 continue
-            found = stats.interval(values, values.index.get_level_values(0))
+            found = location(values)
             rows.append(
                 {
                     MEASURES[experiment].way: way,
@@ -218,7 +218,7 @@ def counter(run: StudyRun) -> Figure:
         + "; ".join(
             f"{row.technique}, {row.threads} threads: {row.median_ns:.2f} ns" for row in numbers.itertuples()
         ),
-        f"What a shared counter costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
+        f"What a shared counter costs on {len(parse_cpu_list(run.facts_of(experiment)['cpus_allowed']))} CPUs. CPU time: waiting for a lock does not show. Every batch's sum was checked; "
         f"registered by {start}.",
         numbers,
     )
@@ -268,7 +268,7 @@ def operations(run: StudyRun) -> Figure:
         + "; ".join(
             f"{row.technique}, {row.threads}: {row.median_ns:.2f} ns" for row in numbers.itertuples()
         ),
-        f"What an operation costs on {len(parse_cpu_list(run.facts['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
+        f"What an operation costs on {len(parse_cpu_list(run.facts_of(experiment)['cpus_allowed']))} CPUs. Of a list, ring or pool it is "
         "to take something out and to put it back. CPU time: waiting for a lock does not show.",
         numbers,
     )
@@ -467,7 +467,7 @@ def first_use(run: StudyRun) -> Figure:
         "Dot plot on a log axis: ns of the only read in a fresh thread. "
         + "; ".join(f"{row.access}: {row.median_ns:.0f} ns" for row in first.itertuples()),
         f"What the first read in a thread costs; {first['samples'].min()} threads or more a dot. The clock's "
-        f"resolution is {run.facts.get('clock_resolution_ns')} ns by its own account.",
+        f"resolution is {run.facts_of('option-access-cost').get('clock_resolution_ns')} ns by its own account.",
         first.drop(columns=["option", "tls_model", "loaded", "check", "order"]),
     )
 
@@ -477,7 +477,7 @@ PAIR_LOOKS = {
     "threads": ("two threads, a futex", ORANGE, "D"),
 }
 PAIR_NAMES = {
-    "none-none-again": "neither, once more",
+    "none-none-again": "neither, once more (A/A control)",
     "32-none": "one 32 bytes, one none",
     "64-none": "one 64 bytes, one none",
     "32-32": "both 32 bytes",
@@ -486,7 +486,7 @@ PAIR_NAMES = {
 
 
 def switch_ratios(run: StudyRun) -> pd.DataFrame:
-    """A round trip's cost with registered areas, as a ratio to the same without any, by rounds."""
+    """A round trip's cost with registered areas, as a ratio to the same without any; intervals as they are judged."""
     rows = []
     for between in PAIR_LOOKS:
         for pair in PAIR_NAMES:
@@ -498,13 +498,14 @@ def switch_ratios(run: StudyRun) -> pd.DataFrame:
                 if pair == "none-none-again":
                     raise
                 continue
-            found = paired_ratio(with_area, without)
+            itself = control(run, "context-switch-cost", between, "none")
+            found = verdict.widened(paired_ratio(with_area, without), itself)
             rows.append(
                 {
                     "pair": pair,
                     "between": between,
-                    "median_ns": with_area.median(),
-                    "without_ns": without.median(),
+                    "median_ns": location(with_area).median,
+                    "without_ns": location(without).median,
                     "ratio": found.median,
                     "low": found.low,
                     "high": found.high,
@@ -530,7 +531,7 @@ def context_switch(run: StudyRun) -> Figure:
     axes.set_yticks(range(len(pairs)), [PAIR_NAMES[pair] for pair in reversed(pairs)])
     axes.set_ylim(-0.6, len(pairs) - 0.4)
     axes.grid(axis="x")
-    axes.set_xlabel("ratio to neither side registered (bars: 95 % interval of the median)")
+    axes.set_xlabel("ratio to neither side registered (bars: 95 % interval, widened by the A/A control)")
     canvas.legend(loc="outside upper left", ncols=2)
     return _finish(
         canvas,
@@ -556,7 +557,7 @@ def thread_bytes(run: StudyRun) -> pd.DataFrame:
     for name, row in computed.iterrows():
         found = None
         if name != "none" and {name, "none"} <= set(by_round):
-            found = claims.paired_difference(by_round[name], by_round["none"])
+            found = paired_difference(by_round[name], by_round["none"])
         rows.append(
             {
                 "layout": name,

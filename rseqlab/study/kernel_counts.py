@@ -41,16 +41,20 @@ def counts(run: StudyRun, **only: Collection[str]) -> pd.DataFrame:
 def added(run: StudyRun, **only: Collection[str]) -> pd.DataFrame:
     """What a registration adds to each measure, against none on the same kernel; ``only`` as in counts().
 
+    ``low_percent`` and ``high_percent`` are the exact spread over the repeats of both.
     Raises NotMeasured.
     """
     numbers = counts(run, **only)
     numbers = numbers[~numbers["measure"].isin(["operation", "calibration"])]
-    base = numbers[numbers["registration"] == "none"].set_index(["series", "arch", "measure"])["median"]
+    base = numbers[numbers["registration"] == "none"].set_index(["series", "arch", "measure"])
     shown = numbers[numbers["registration"] != "none"].copy()
     places = pd.MultiIndex.from_frame(shown[["series", "arch", "measure"]])
-    shown["unregistered"] = base.reindex(places).to_numpy()
+    shown["unregistered"] = base["median"].reindex(places).to_numpy()
     shown["added_instructions"] = shown["median"] - shown["unregistered"]
     shown["added_percent"] = 100 * shown["added_instructions"] / shown["unregistered"]
+    for end, of_more, of_none in (("low_percent", "min", "max"), ("high_percent", "max", "min")):
+        least = base[of_none].reindex(places).to_numpy()
+        shown[end] = 100 * (shown[of_more] - least) / shown["unregistered"]
     return shown
 
 

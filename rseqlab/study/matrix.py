@@ -1,7 +1,6 @@
 """The matrix of extension options on a run: for the terminal, as JSON, as HTML."""
 
 import html
-import os
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -11,7 +10,8 @@ from rseqlab.options import matrix
 from rseqlab.options.criteria import CRITERIA, CRITERION
 from rseqlab.options.matrix import LEGEND, NOT_MEASURED, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES
-from rseqlab.study.run import REFERENCE, NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.run import LOCAL, MIXED, REFERENCE, NotMeasured, StudyRun, open_run
+from rseqlab.study.selection import FEW, names
 
 
 @cache
@@ -21,17 +21,8 @@ def matrix_of(run: StudyRun) -> "Matrix":
 
 
 def open_matrix(folder: Path | None = None) -> "Matrix":
-    """The matrix of a run, as open_run finds it; where that was not named and played no scene, of the reference."""
-    found = Matrix(open_run(folder))
-    chosen = folder is not None or os.environ.get("RSEQLAB_RUN")
-    if chosen or found.run.origin == REFERENCE or not found.is_empty:
-        return found
-    reason = next(iter(found.cells.values())).sentence
-    shipped = reference_runs()[-1:]
-    if not shipped:
-        return found
-    note = f"The newest local run has no scene of any option ({reason}): this is the shipped reference run."
-    return Matrix(replace(open_run(shipped[0]), note=note))
+    """The matrix of a run, as open_run finds it."""
+    return Matrix(open_run(folder))
 
 
 @dataclass(frozen=True)
@@ -50,21 +41,39 @@ class Matrix:
                 tables[name] = self.run.bundle.tables[name]
             except NotMeasured as reason:
                 missing[name] = reason.args[0]
-        return {(cell.option, cell.criterion): cell for cell in matrix.cells(tables, missing)}
+        cells = matrix.cells(tables, missing)
+        return {(cell.option, cell.criterion): self._with_run(cell) for cell in cells}
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no cell is measured."""
-        return all(cell.outcome == NOT_MEASURED for cell in self.cells.values())
+    def _with_run(self, cell: Cell) -> Cell:
+        """The cell as it is; where the study has rows of this machine and the cell has not, its sentence says so."""
+        source = self.run.source(cell.experiment)
+        if self.run.origin != MIXED or source.origin == LOCAL or cell.outcome == NOT_MEASURED:
+            return cell
+        return replace(cell, sentence=f"{cell.sentence} (Rows of the {source.origin} {source.id}.)")
+
+    @cached_property
+    def shipped(self) -> list[str]:
+        """The experiments whose cells have shipped rows, not this machine's."""
+        names = sorted({criterion.experiment for criterion in CRITERIA})
+        records = self.run.bundle.run["experiments"]
+        return [name for name in names if name in records and self.run.source(name).origin == REFERENCE]
 
     @property
     def note(self) -> str | None:
         """What a reader must know who has not measured this himself."""
-        if self.run.origin == REFERENCE:
-            return self.run.note or (
-                "This is the shipped reference run, not this machine. `rseqlab run` measures here; it needs Linux "
-                "and a C compiler."
+        if self.shipped and self.run.origin == MIXED:
+            return (
+                f"Not measured on this machine, but shipped: the cells of {names(self.shipped)}. "
+                f"`rseqlab run{''.join(f' {one}' for one in self.shipped) if len(self.shipped) <= FEW else ''}` "
+                "measures them here."
             )
+        if self.shipped:
+            notes = (
+                self.run.note or "",
+                "This is the shipped reference run, not this machine. `rseqlab run` measures here; it needs Linux "
+                "and a C compiler.",
+            )
+            return " ".join(filter(None, notes))
         return None
 
     def cell(self, option: str, criterion: str) -> Cell:
@@ -94,7 +103,8 @@ class Matrix:
             "version": 1,
             "run_id": self.run.id,
             "origin": self.run.origin,
-            "digest": self.run.bundle.digest,
+            "digest": self.run.digest,
+            "runs": self.run.documents(),
             "legend": LEGEND,
             "options": [
                 {"id": one.id, "idea": one.idea, "who": one.who, "source": one.source} for one in SCHEMES

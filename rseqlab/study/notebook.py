@@ -15,7 +15,8 @@ import nbformat
 from rseqlab import host
 from rseqlab.errors import LabError
 from rseqlab.lab.child import Child, Failed
-from rseqlab.lab.runner import project_root, runs_folder
+from rseqlab.lab.runner import runs_folder
+from rseqlab.paths import project_root
 
 CELL_TIMEOUT_S = 120
 NOTEBOOK_TIMEOUT_S = 600
@@ -38,9 +39,9 @@ def lanes() -> int:
 
 
 def execute(
-    paths: list[Path], run_folder: Path, progress: Callable[[str, int, int], None]
+    paths: list[Path], run: str | Path | None, progress: Callable[[str, int, int], None]
 ) -> Iterator[tuple[str, nbformat.NotebookNode]]:
-    """(name, executed notebook) in the order of ``paths``, all of them reading the run in ``run_folder``.
+    """(name, executed notebook) in the order of ``paths``, all of them reading what ``run`` names (see open_run).
 
     Some are executed at a time, each in a kernel of its own; the first that fails ends all of them.
     """
@@ -49,7 +50,7 @@ def execute(
         environment = {
             "HOME": scratch,
             "IPYTHONDIR": scratch,
-            "RSEQLAB_RUN": str(run_folder),
+            "RSEQLAB_RUN": _absolute(run),
             "RSEQLAB_RUNS": str(runs_folder().resolve()),
             "RSEQLAB_PAGE": "1",  # for a page: controls that nobody could move stay out
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
@@ -73,6 +74,11 @@ def execute(
         named = any((child.ended.reason or "").startswith(f"{name}: ") for name in open_ones)
         which = "" if named else f"{', '.join(open_ones)}: "
         raise NotebookError(f"{which}{child.ended.reason}")
+
+
+def _absolute(run: str | Path | None) -> str:
+    """The same for a process in another folder; empty for the study."""
+    return str(Path(run).resolve()) if run and Path(run).exists() else str(run or "")
 
 
 def execute_in_child(arguments: Mapping) -> Iterator[dict]:

@@ -9,6 +9,7 @@ import pandas as pd
 from rseqlab.options.criteria import CRITERIA, CRITERION, outcome
 from rseqlab.options.matrix import BREAKS, COSTS, NOT_MEASURED, WORKS, WORST_FIRST, Cell
 from rseqlab.options.schemes import SCHEME, SCHEMES, SLICE, SPARE_USED, Layout
+from rseqlab.study import redefinition
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table
@@ -149,6 +150,21 @@ def reserve(run: StudyRun) -> Table | NotMeasured:
         ]
     )
     return Table(frame, "Static TLS that one library opened late may have")
+
+
+def redefinitions(run: StudyRun) -> Table | NotMeasured:
+    """What becomes of libc's registrations where somebody else defines the names that it exports, by libc."""
+    try:
+        found = redefinition.frame(run)
+    except NotMeasured as missing:
+        return missing
+    return Table(found, REDEFINITIONS)
+
+
+REDEFINITIONS = (
+    "A program or a library defines __rseq_offset and __rseq_size beside libc: what becomes of the program's threads "
+    f"under each libc. {redefinition.AS_WITHOUT.capitalize()}: libc registers them where it says, and every reader reads right"
+)
 
 
 def later_fields(run: StudyRun) -> Table | NotMeasured:

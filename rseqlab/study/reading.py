@@ -13,11 +13,12 @@ import pandas as pd
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import stats
+from rseqlab.study.levels import levels, origins
 from rseqlab.study.run import StudyRun
 
 MOST_ROWS = 12
 """So many lines of a summary are shown; how many there are besides is said."""
-_NUMBERING = ("part", "round", "repeat", "boot")
+_NUMBERING = ("part", "build", "process", "round", "repeat", "boot")
 """Columns that number what was repeated: a summary goes over them."""
 _FEW = 4
 """A number with at most so many values tells rows apart, as words do; one with more is summarised."""
@@ -102,7 +103,9 @@ class WatchedRun(StudyRun):
     @classmethod
     def of(cls, run: StudyRun) -> "WatchedRun":
         """A watched twin of a run."""
-        return cls(run.bundle, run.origin, run.note, run.others, run=run)
+        return cls(
+            run.bundle, run.origin, run.notes, run.sources, run.skipped, run.older_full, run.opened, run=run
+        )
 
     def table(self, name: str) -> pd.DataFrame:
         self.asked[name] = None
@@ -117,6 +120,12 @@ class WatchedRun(StudyRun):
     def facts(self) -> _Facts:
         """The machine's facts, by name; which are asked for is noted."""
         return _Facts(self.run.facts)
+
+    def facts_of(self, experiment: str) -> _Facts:
+        """As above, of the machine of an experiment's rows."""
+        watched = _Facts(self.run.facts_of(experiment))
+        watched.asked = self.facts.asked
+        return watched
 
 
 def plain(run: StudyRun) -> StudyRun:
@@ -267,6 +276,7 @@ def _rows(run: StudyRun, experiment: str, choices: list[_Choice]) -> Rows:
     places = list(dict.fromkeys(place for choice in choices for place in choice.frame.index))
     looked = {name for choice in choices for name in choice.columns}
     chosen = all_rows.loc[places, [name for name in all_rows.columns if name in looked]]
+    repeated = all_rows.loc[places]
     chosen = chosen.drop(columns=[name for name in _NUMBERING if name in chosen])
     measured = [name for name in chosen if _is_measured(chosen[name])]
     keys = [name for name in chosen if name not in measured]
@@ -276,13 +286,12 @@ def _rows(run: StudyRun, experiment: str, choices: list[_Choice]) -> Rows:
         if len(chosen) > 1 and chosen[name].nunique(dropna=False) == 1
     }
     apart = [name for name in keys if name not in where]
-    processes = all_rows.loc[places, "part"].str.rpartition("-")[2]
     groups = chosen.groupby(apart, dropna=False, sort=False) if apart else [((), chosen)]
     lines = tuple(
         (
             *map(_text, key),
             f"{len(group):,}",
-            *(_summary(group[name], processes[group.index]) for name in measured),
+            *(_summary(group[name], repeated) for name in measured),
         )
         for key, group in groups
     )
@@ -321,13 +330,14 @@ def _number(value: float) -> str:
     )
 
 
-def _summary(values: pd.Series, processes: pd.Series) -> str:
-    """A count by its median and ends, a measured quantity by its median and that median's interval."""
+def _summary(values: pd.Series, rows: pd.DataFrame) -> str:
+    """A count by its median and ends, a measured quantity by its location and that location's interval."""
     known = values.dropna()
     if known.empty:
         return "none"
     if (known % 1 == 0).all():
         ends = _number(known.min()), _number(known.max())
         return ends[0] if ends[0] == ends[1] else f"{_number(known.median())} ({ends[0]} to {ends[1]})"
-    found = stats.interval(known.to_numpy(), list(processes[known.index]))
+    origin = origins(levels(rows.loc[known.index])) if "round" in rows else ()
+    found = stats.interval(known.to_numpy(), *origin, log=bool(known.min() > 0))
     return f"{_number(found.median)} [{_number(found.low)} to {_number(found.high)}]"

@@ -53,6 +53,10 @@ STATUS_MARKS = {
 
 ORIGINS = {
     "local run": ("local", "Measured on the machine described here."),
+    "local and shipped runs": (
+        "mixed",
+        "Rows of the machine described here; where it has none, rows that came with the project. The list of runs says which are which.",
+    ),
     "shipped reference run": (
         "shipped",
         "Data that came with the project. It was measured on the machine described here, not on yours.",
@@ -75,6 +79,11 @@ class Identity:
     experiments: Sequence[Mapping[str, str]] | None
     """None where the page is not about one run's experiments."""
     notes: Sequence[str] = ()
+    runs: Sequence[Mapping[str, str]] = ()
+    """The runs that rows are shown of, where there are several: column to cell."""
+    footnote: str = ""
+    """What could not be measured, in a sentence; ``footnotes`` has the reasons."""
+    footnotes: Sequence[str] = ()
 
 
 class ReportWriteError(LabError, OSError):

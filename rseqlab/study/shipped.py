@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from rseqlab.host import cpu_title
 from rseqlab.lab.runner import identity
 from rseqlab.study import figures, option_figures
 from rseqlab.study.answer import answers
 from rseqlab.study.claims import judge
 from rseqlab.study.compare import Comparison, open_runs
 from rseqlab.study.figures import Figure
-from rseqlab.study.run import StudyRun, open_run, reference_runs
+from rseqlab.study.run import SHIPPED, StudyRun, open_run, reference_runs
 
 PLACE = re.compile(r"(?<=<!-- answer -->\n).*?(?=<!-- /answer -->)", re.S)
 """Where the answer stands in the README."""
@@ -24,7 +25,7 @@ def answer_lines(run: StudyRun) -> str:
     """The five answers as Markdown, and on what run."""
     facts = run.machine()
     lines = [
-        f"*{facts['CPU']}, Linux {facts['kernel']}, {facts['libc']}, digest `{run.bundle.digest[:12]}`:*",
+        f"*{facts['CPU']}, Linux {facts['kernel']}, {facts['libc']}, digest `{run.runs[0].digest[:12]}`:*",
         *(
             f"- **{one.question}** {one.sentence} (`{one.command}`; [{one.notebook}](notebooks/{one.notebook}.ipynb))"
             for one in answers(run)
@@ -46,7 +47,7 @@ def machines(runs: Sequence[StudyRun]) -> str:
         (
             f"`{run.bundle.directory.name}`",
             run.bundle.run["group"],
-            str(run.facts["cpu_model"] or run.facts["arch"]),
+            cpu_title(run.facts),
             str(run.facts["kernel_release"]),
             str(run.facts["libc"]),
             run.bundle.run["profile"],
@@ -55,7 +56,7 @@ def machines(runs: Sequence[StudyRun]) -> str:
         )
         for run in runs
     ]
-    heads = ("folder", "what", "CPU", "kernel", "libc", "profile", "measured", "digest")
+    heads = ("run", "what", "CPU", "kernel", "libc", "profile", "measured", "digest")
     parts = [
         "# Runs that were measured so far",
         'Made by `make reference`; how to add yours stands in the README, "Add your machine".',
@@ -78,7 +79,7 @@ def _repeats(runs: Sequence[StudyRun]) -> Iterable[str]:
         by_machine.setdefault(repr(identity(run.bundle.machine)), []).append(run)
     for same in by_machine.values():
         newest = same[-1]
-        yield f"## {newest.bundle.directory.name}"
+        yield f"## {newest.bundle.name}"
         yield f"A comparison of a thing with itself: {judge(newest, 'L50')[0].finding.measured}"
         if len(same) > 1:
             # Opened anew, without the runs of other groups: those are the same for both, and would agree with themselves.
@@ -105,7 +106,7 @@ def as_image(figure: Figure) -> str:
 def main(root: Path) -> None:
     """Write the README's answer, both figures and the list of machines below ``root``."""
     folders = [path for group in ("machine", "kernels", "workloads") for path in reference_runs(group)]
-    run = open_run(reference_runs()[-1])
+    run = open_run(SHIPPED)
     reference = root / "data" / "reference"
     (reference / "headline.svg").write_text(as_image(figures.counter(run)))
     (reference / "matrix.svg").write_text(as_image(option_figures.options_matrix(run)))

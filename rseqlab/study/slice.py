@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from rseqlab.experiments.slice_extension import SECTIONS
-from rseqlab.lab import stats
+from rseqlab.lab import stats, verdict
 from rseqlab.study import figures
+from rseqlab.study.counts import no_verdict
 from rseqlab.study.figures import BLUE, ORANGE, Figure, _finish
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.tables import Table, _shows_missing
@@ -41,7 +42,7 @@ def _label(section: str, rows: pd.DataFrame) -> str:
 
 
 def effects(run: StudyRun) -> pd.DataFrame:
-    """Each time with and without the extension, their ratio with its interval, and the A/A null of the same batches."""
+    """Each time with and without the extension, their ratio with its interval, and the A/A control of the same batches."""
     rows = _batches(run)
     found = []
     for section in SECTIONS:
@@ -53,9 +54,10 @@ def effects(run: StudyRun) -> pd.DataFrame:
             if wide.empty:
                 continue
             parts = wide["part"].tolist()
-            ratio = stats.ratio(wide["with"], wide["without"], parts)
-            null = stats.ratio(wide["without-again"], wide["without"], parts)
-            times = {way: stats.interval(wide[way], parts) for way in STYLES}
+            control = stats.ratio(wide["without-again"], wide["without"], parts)
+            judged = verdict.side(stats.ratio(wide["with"], wide["without"], parts), control, verdict.UNTIMED)
+            ratio = judged.effect
+            times = {way: stats.interval(wide[way], parts, log=True) for way in STYLES}
             found.append(
                 {
                     "section": _label(section, rows),
@@ -66,23 +68,21 @@ def effects(run: StudyRun) -> pd.DataFrame:
                     "ratio": ratio.median,
                     "low": ratio.low,
                     "high": ratio.high,
-                    "null_ratio": null.median,
-                    "null_low": null.low,
-                    "null_high": null.high,
+                    "control": control.median,
                     "batches": ratio.samples,
-                    "verdict": _verdict(ratio, null),
+                    "verdict": OUTCOME[judged.verdict],
+                    "lacks": judged.lacks,
                 }
             )
     return pd.DataFrame(found)
 
 
-def _verdict(ratio: stats.Interval, null: stats.Interval) -> str:
-    """Shorter or longer only where the whole interval lies outside of what the same thing measured twice shows."""
-    if not ratio.carries_a_verdict:
-        return "too few samples"
-    if ratio.high < min(1, null.low):
-        return "shorter"
-    return "longer" if ratio.low > max(1, null.high) else "no difference seen"
+OUTCOME = {
+    verdict.ABOVE: "longer",
+    verdict.BELOW: "shorter",
+    verdict.NEITHER: verdict.NEITHER,
+    verdict.NO_VERDICT: verdict.NO_VERDICT,
+}
 
 
 @_shows_missing
@@ -94,12 +94,15 @@ def effects_table(run: StudyRun) -> Table:
     )
     for name in ("without_instructions", "with_instructions"):
         frame[name] = frame[name].map("{:,.0f}".format)
-    for name in ("ratio", "low", "high", "null_ratio", "null_low", "null_high"):
-        frame[name] = frame[name].map("{:.3f}".format)
+    for name in ("ratio", "low", "high", "control"):
+        frame[name] = frame[name].map(verdict.number)
+    lacks = no_verdict(frame.pop("lacks"))
     first = _batches(run).iloc[0]
     return Table(
         frame,
-        f"Linux {first['kernel']} for {first['arch']}, one CPU: medians of batches, in executed instructions, and ratios of paired batches",
+        f"Linux {first['kernel']} for {first['arch']}, one CPU: executed instructions of a batch, and the "
+        "ratio with its 95 % interval over boots, widened by the A/A control. Ratios are taken within a boot and round, so "
+        f"two printed counts need not divide to them.{lacks}",
     )
 
 
@@ -240,7 +243,7 @@ def in_a_sentence(run: StudyRun) -> str:
     fits = frame[frame["section"] == _label(SECTIONS[0], rows)].set_index("what")
     told = "; ".join(
         f"{what} {row['without_instructions']:,.0f} and {row['with_instructions']:,.0f} instructions, ratio "
-        f"{row['ratio']:.3g} [{row['low']:.3g}, {row['high']:.3g}]: {row['verdict']}"
+        f"{verdict.number(row['ratio'])} [{verdict.number(row['low'])}, {verdict.number(row['high'])}]: {row['verdict']}"
         for what, row in fits.iterrows()
     )
     enabled, only_asked = (rows[rows["way"] == way] for way in ("with", "asked-only"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rseqlab import abi
 from rseqlab.errors import LabError
-from rseqlab.lab.runner import project_root
+from rseqlab.paths import project_root
 
 ROLES = {
     "uses": "reads the area or runs sections",
@@ -22,7 +22,7 @@ ROLES = {
     "tolerates": "lets others use it: a filter, a checkpoint, an emulator",
     "conflicts": "cannot live with another user, or breaks one",
     "disables": "switches somebody's registration off",
-    "considered": "was discussed; no code was found",
+    "considered": "was discussed or tried; no merged code was found",
 }
 PURPOSES = {
     "per-CPU data": "sections on data of the current CPU",
@@ -49,6 +49,8 @@ CHECKS = {
 }
 CHECKED_ON = "2026-11-24"
 """The day on which ``checked`` was filled in."""
+CHECKED_AGAIN_ON = "2026-11-29"
+"""The day on which the rows that data/SOURCES.md names were held against their sources again."""
 
 CATEGORIES = (
     "allocator",
@@ -273,7 +275,7 @@ def summary(rows: Iterable[Row]) -> str:
     return (
         f"{len(rows)} rows of {len({row['project'] for row in rows})} projects, cited. Known by: "
         + ", ".join(f"{strength} {known[strength]}" for strength in STRENGTHS if known[strength])
-        + f". Checked on {CHECKED_ON}: "
+        + f". Checked on {CHECKED_ON}, in part again on {CHECKED_AGAIN_ON}: "
         + ", ".join(f"{what} {checked[name]}" for name, what in CHECKS.items() if checked[name])
         + "."
     )

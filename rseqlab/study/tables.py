@@ -11,10 +11,13 @@ from rseqlab import layout as structs
 from rseqlab.experiments import catalogue
 from rseqlab.experiments.percpu_ops import TECHNIQUES
 from rseqlab.experiments.signal_storm import STORMS
-from rseqlab.lab import stats
+from rseqlab.lab import stats, verdict
 from rseqlab.study import citations, figures
-from rseqlab.study.claims import ABORTS, MEASURES, judge, linked, paired_ratio, samples, weaknesses
+from rseqlab.study.claims import ABORTS, judge, linked, weaknesses
+from rseqlab.study.hardware import hardware
+from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,13 @@ def surprises(run: StudyRun) -> Table:
 
 @_shows_missing
 def costs(run: StudyRun, experiment: str) -> Table:
-    """Median and 95 % interval of every way under every condition."""
+    """Location and 95 % interval of every way under every condition."""
     measure, rows = MEASURES[experiment], run.table(experiment)
     found = []
     for key, group in rows.dropna(subset=[measure.value]).groupby(
         [measure.condition, measure.way, "start"], sort=True
     ):
-        seen = stats.interval(group[measure.value], group["part"])
+        seen = location(pd.Series(group[measure.value].to_numpy(), index=levels(group)))
         found.append(
             dict(zip((measure.condition, measure.way, "start"), key, strict=True))
             | {
@@ -130,7 +133,9 @@ def costs(run: StudyRun, experiment: str) -> Table:
             }
             | ({"elapsed_median_ns": f"{group[measure.elapsed].median():.3f}"} if measure.elapsed else {})
         )
-    return Table(pd.DataFrame(found), f"{experiment}: {measure.value}, median with its 95 % interval")
+    return Table(
+        pd.DataFrame(found), f"{experiment}: {measure.value}, location over builds with its 95 % interval"
+    )
 
 
 @_shows_missing
@@ -172,22 +177,30 @@ def size_checks(run: StudyRun) -> Table:
                 )
             except NotMeasured:
                 continue
-            effect = paired_ratio(checked, plain)
+            itself = control(run, "option-access-cost", order, "none")
+            effect = verdict.widened(paired_ratio(checked, plain), itself)
             found.append(
                 {
                     "order": order,
                     "option": option,
                     "area found by": model,
                     "check": check,
-                    "median_ns": f"{checked.median():.3f}",
-                    "without_ns": f"{plain.median():.3f}",
-                    "ratio": f"{effect.median:.3f}",
-                    "low": f"{effect.low:.3f}",
-                    "high": f"{effect.high:.3f}",
+                    "median_ns": f"{location(checked).median:.3f}",
+                    "without_ns": f"{location(plain).median:.3f}",
+                    "ratio": verdict.number(effect.median),
+                    "low": verdict.number(effect.low),
+                    "high": verdict.number(effect.high),
                     "pairs": effect.samples,
                 }
             )
-    return Table(pd.DataFrame(found), "The size check before the loop and at each read, against none")
+    return Table(
+        pd.DataFrame(found),
+        f"The size check before the loop and at each read, against none. {WIDENED} {PAIRWISE}",
+    )
+
+
+WIDENED = "Intervals are 95 %, widened by the A/A control."
+PAIRWISE = "Ratios are taken within a build, process and round, so two printed times need not divide to them."
 
 
 @_shows_missing
@@ -262,9 +275,9 @@ def context_switch(run: StudyRun) -> Table:
             "pair": numbers["pair"],
             "median_ns": numbers["median_ns"].map("{:.0f}".format),
             "none-none_ns": numbers["without_ns"].map("{:.0f}".format),
-            "ratio": numbers["ratio"].map("{:.3f}".format),
-            "low": numbers["low"].map("{:.3f}".format),
-            "high": numbers["high"].map("{:.3f}".format),
+            "ratio": numbers["ratio"].map(verdict.number),
+            "low": numbers["low"].map(verdict.number),
+            "high": numbers["high"].map(verdict.number),
             "pairs": numbers["samples"],
             "least_switches_per_round_trip": [
                 f"{each[row.between, row.pair]:.3f}" for row in numbers.itertuples()
@@ -272,7 +285,9 @@ def context_switch(run: StudyRun) -> Table:
         }
     )
     return Table(
-        frame, "A round trip of two context switches, against the same where neither side registered"
+        frame,
+        "A round trip of two context switches, against the same where neither side registered. "
+        f"{WIDENED} {PAIRWISE}",
     )
 
 
@@ -356,10 +371,11 @@ def operations(run: StudyRun) -> Table:
     """On one thread: what each operation costs, with the loop and without it."""
     rows = run.table("percpu-ops")
     alone = rows[rows["threads"] == 1]
-    loop = alone.loc[alone["technique"] == "counter/nothing", "cpu_ns_per_operation"].median()
+    empty = alone[alone["technique"] == "counter/nothing"]
+    loop = location(pd.Series(empty["cpu_ns_per_operation"].to_numpy(), index=levels(empty))).median
     found = []
     for technique, group in alone.groupby("technique", sort=False):
-        seen = stats.interval(group["cpu_ns_per_operation"], group["part"])
+        seen = location(pd.Series(group["cpu_ns_per_operation"].to_numpy(), index=levels(group)))
         found.append(
             {
                 "technique": technique,
@@ -398,7 +414,8 @@ def takeovers(run: StudyRun) -> Table:
                 {"owner": owner, "way": way, "not measured": "; ".join(group["reason"].dropna().unique())}
             )
             continue
-        seen = stats.interval(group["ns_per_takeover"], group["part"])
+        timed = group.dropna(subset=["ns_per_takeover"])
+        seen = location(pd.Series(timed["ns_per_takeover"].to_numpy(), index=levels(timed)))
         pays = group["owner_cpu_ns_per_pair"].dropna()
         found.append(
             {
@@ -450,8 +467,9 @@ def weak_points(run: StudyRun) -> Table:
 
 
 def facts(run: StudyRun) -> Table:
-    """The machine that the run was measured on."""
-    return Table(pd.DataFrame(run.machine().items(), columns=["fact", "value"]), "The machine of this run")
+    """The machine that the run was measured on: what it is, then how it is set."""
+    rows = (run.machine() | hardware(run)).items()
+    return Table(pd.DataFrame(rows, columns=["fact", "value"]), "The machine of this run")
 
 
 def here() -> Table:
@@ -465,17 +483,8 @@ def here() -> Table:
         }
         for name in doctor.RSEQ_VALUES
     ]
-    rows += [
-        {
-            "what": f"experiment {one['name']}",
-            "value": "can run" if one["can_run"] else "; ".join(one["reasons"]),
-        }
-        for one in document["experiments"]
-    ]
-    rows += [
-        {"what": f"optional {tool['name']}", "value": tool["found"] or f"not found; {tool['remedy']}"}
-        for tool in document["tools"]
-    ]
+    lines = [*doctor.what_can_run(document), *doctor.optional_tools(document)]
+    rows += [dict(zip(("what", "value"), line.split(": ", 1), strict=True)) for line in lines]
     return Table(
         pd.DataFrame([{"what": "kernel", "value": document["kernel"]}, *rows]),
         "The machine that executes this notebook",

@@ -1,8 +1,10 @@
-"""Real programs with rseq on and off: the ratios, their controls, and what may be said of them.
+"""Real programs with rseq on and off: the ratios, their A/A controls, and what may be said of them.
 
 A ratio is operations per second with rseq on over off, pair by pair: above 1 the program gains. Beside it stands
-the control, on over on again. A gain or a loss is claimed only where the ratio's interval excludes 1 and the ratio
-is further from 1 than the control's whole interval reaches; everything else is a null result, and is said as such.
+the control, on over on again. The rule is :mod:`rseqlab.lab.verdict`'s for whole programs: the exact signed-rank
+interval over the pairs, widened by what the control differs from itself; a gain or a loss has the whole interval on
+one side of 1, everything else is a null result and is said as such. How often this rule speaks of nothing is computed
+from the same rows (:func:`control_rate`).
 """
 
 from collections.abc import Iterator
@@ -13,17 +15,17 @@ from matplotlib.figure import Figure as Canvas
 
 from rseqlab.census.workload import COUNTED
 from rseqlab.experiments import catalogue
-from rseqlab.lab import stats
+from rseqlab.lab import stats, verdict
 from rseqlab.lab.stats import Interval
 from rseqlab.study import tables
-from rseqlab.study.claims import samples
 from rseqlab.study.figures import _INK, BLUE, ORANGE, Figure, _finish, _shows_missing
 from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.samples import samples
 from rseqlab.study.tables import Sentences, Table
 
 GROUP = "workloads"
-MIN_PAIRS = 12
-GAINS, LOSES, NULL, FEW = "gains", "loses", "no difference shown", "too few pairs"
+GAINS, LOSES, NULL, FEW = "gains", "loses", "no difference shown", "no verdict"
+OUTCOME = {verdict.ABOVE: GAINS, verdict.BELOW: LOSES, verdict.NEITHER: NULL, verdict.NO_VERDICT: FEW}
 ENVOY = "workload-envoy"
 
 
@@ -35,7 +37,7 @@ class Effect:
     workload: str
     on_per_second: float
     off_per_second: float
-    ratio: Interval
+    judged: verdict.Judgement
     control: Interval
     resident: Interval | None
     """Resident set with rseq on, as a ratio to off."""
@@ -43,14 +45,14 @@ class Effect:
     """Of sched_getcpu(); None where they were not counted."""
 
     @property
+    def ratio(self) -> Interval:
+        """On over off: the interval that was judged, widened by the control."""
+        return self.judged.effect
+
+    @property
     def verdict(self) -> str:
-        """``gains``, ``loses``, ``no difference shown`` or ``too few pairs``, by the rule above."""
-        if min(self.ratio.samples, self.control.samples) < MIN_PAIRS:
-            return FEW
-        reach = max(abs(self.control.low - 1), abs(self.control.high - 1))
-        if self.ratio.low <= 1 <= self.ratio.high or abs(self.ratio.median - 1) <= reach:
-            return NULL
-        return GAINS if self.ratio.median > 1 else LOSES
+        """``gains``, ``loses``, ``no difference shown`` or ``no verdict``."""
+        return OUTCOME[self.judged.verdict]
 
     def sentence(self) -> str:
         """The result in words, with the numbers that carry it."""
@@ -65,9 +67,9 @@ class Effect:
             GAINS: f"gains by rseq: {change} operations per second",
             LOSES: f"loses by rseq: {change} operations per second",
             NULL: f"shows no difference between rseq on and off: {change} operations per second",
-            FEW: f"was run in {self.ratio.samples} pairs, too few for a verdict: {change}",
+            FEW: f"carries no verdict ({self.judged.lacks}): {change} operations per second",
         }[self.verdict]
-        return f"{self.workload} {words}; the same thing twice differs by {same}.{calls}"
+        return f"{self.workload} {words}; its A/A control differs by {same}.{calls}"
 
 
 def _percent(ratio: float) -> str:
@@ -98,6 +100,7 @@ def effect(rows: pd.DataFrame, experiment: str, workload: str) -> Effect:
     if speed.empty or not {"on", "on-again", "off"} <= set(speed):
         raise NotMeasured(f"{workload} has no whole round of on, off and on again")
     resident = _wide(rows, "resident_kib")
+    control = _ratio(speed, "on", "on-again")
     counted = rows[rows["mode"] == COUNTED]
     calls = (counted["getcpu_calls"] / counted["operations"]).median() if len(counted) else None
     return Effect(
@@ -105,8 +108,8 @@ def effect(rows: pd.DataFrame, experiment: str, workload: str) -> Effect:
         workload,
         float(speed["on"].median()),
         float(speed["off"].median()),
-        _ratio(speed, "on", "off"),
-        _ratio(speed, "on", "on-again"),
+        verdict.side(_ratio(speed, "on", "off"), control, verdict.PROGRAMS),
+        verdict.rounded(control),
         _ratio(resident, "on", "off") if len(resident) else None,
         calls,
     )
@@ -131,6 +134,18 @@ def effects(run: StudyRun) -> list[Effect]:
     return found
 
 
+def control_rate(found: list[Effect]) -> str:
+    """How often the rule finds a difference where there is none: by enumeration, and on these programs' controls."""
+    pairs = min(one.control.samples for one in found)
+    differ = [one.workload for one in found if not one.control.low <= 1 <= one.control.high]
+    named = f" ({', '.join(differ)})" if differ else ""
+    return (
+        f"The interval is Wilcoxon's exact one over the pairs: of all {2**pairs:,} ways in which the signs of {pairs} "
+        f"pairs may fall it leaves 1 out in {100 * stats.false_share(pairs):.1f} %, before the A/A control widens it. Of "
+        f"the {len(found)} programs' own controls, on against on again, {len(differ)} leave 1 out{named}."
+    )
+
+
 def missing(run: StudyRun) -> list[NotMeasured]:
     """The experiments on real programs that this run has no rows of, each with its reason."""
     found = []
@@ -143,7 +158,7 @@ def missing(run: StudyRun) -> list[NotMeasured]:
 
 
 def _interval(found: Interval) -> str:
-    return f"{found.median:.3f} ({found.low:.3f} to {found.high:.3f})"
+    return f"{verdict.number(found.median)} {verdict.ends(found)}"
 
 
 @tables._shows_missing
@@ -170,8 +185,9 @@ def table(run: StudyRun) -> Table:
     )
     return Table(
         frame,
-        "Operations per second with rseq on and off by libc's tunable; medians of paired ratios with their 95 % "
-        "intervals. Above 1: faster with rseq",
+        "Operations per second with rseq on and off by libc's tunable. on/off: location of the ratios, pair by pair, so "
+        "the two medians need not divide to it; its 95 % interval is widened by the A/A control. Above 1: faster with "
+        "rseq",
     )
 
 
@@ -214,13 +230,13 @@ def forest(run: StudyRun) -> Figure:
             linewidth=1.4,
             markersize=5,
         )
-    for place, verdict in zip(y, numbers["verdict"], strict=True):
-        axes.text(1.02, place, verdict, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    for place, outcome in zip(y, numbers["verdict"], strict=True):
+        axes.text(1.02, place, outcome, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color=_INK, alpha=0.5, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(numbers)), list(reversed(numbers["workload"])))
     axes.set_ylim(-0.6, len(numbers) - 0.4)
     axes.grid(axis="x")
-    axes.set_xlabel("operations per second, rseq on as a ratio to off (bars: 95 % interval of the median)")
+    axes.set_xlabel("operations per second, rseq on as a ratio to off (bars: 95 % interval)")
     canvas.legend(loc="outside upper left", ncols=2)
     return _finish(
         canvas,
@@ -229,8 +245,8 @@ def forest(run: StudyRun) -> Figure:
             f"{row.workload}: {row.ratio:.3f} ({row.low:.3f} to {row.high:.3f}), {row.verdict}"
             for row in numbers.itertuples()
         ),
-        "Right of the line a program is faster where libc registers rseq. The control is the same thing measured "
-        f"twice. {numbers['pairs'].min()} pairs or more a row.",
+        "Right of the line a program is faster where libc registers rseq. The ratio's interval is widened by the A/A "
+        f"control. {numbers['pairs'].min()} pairs or more a row.",
         numbers,
     )
 
@@ -305,22 +321,19 @@ def sentences(run: StudyRun) -> Sentences | NotMeasured:
 def in_short(run: StudyRun) -> str:
     """How many programs gain, lose, or show no difference, in one sentence. Raises NotMeasured."""
     found = effects(run)
-    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in (GAINS, LOSES, NULL, FEW)}
+    counts = {name: sum(one.verdict == name for one in found) for name in (GAINS, LOSES, NULL, FEW)}
     return (
         f"{len(found)} programs and loads were run with rseq and without: gain by it {counts[GAINS]}, lose "
-        f"{counts[LOSES]}, show no difference {counts[NULL]}, run too seldom for a verdict {counts[FEW]}."
+        f"{counts[LOSES]}, show no difference {counts[NULL]}, carry no verdict {counts[FEW]}."
     )
 
 
 def _lines(run: StudyRun) -> Iterator[str]:
     found = effects(run)
     yield in_short(run)
-    yield (
-        f"With {len(found)} intervals of 95 %, {0.05 * len(found):.1f} would exclude 1 by chance alone; a gain or a "
-        "loss must also be larger than what the same thing measured twice differs by."
-    )
-    for verdict in (GAINS, LOSES, NULL, FEW):
-        for one in (one for one in found if one.verdict == verdict):
+    yield control_rate(found)
+    for outcome in (GAINS, LOSES, NULL, FEW):
+        for one in (one for one in found if one.verdict == outcome):
             yield one.sentence() + _saved(run, one)
     yield from _collision_lines(run)
     for reason in missing(run):

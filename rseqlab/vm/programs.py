@@ -71,11 +71,11 @@ def probe(arch: str) -> Path:
 
 
 def init(name: str, arch: str) -> Path:
-    """The static program ``name``.c, to be init: ``matrix``, ``costs`` or ``cpus``."""
+    """The static program ``name``.c, to be init: ``matrix``, ``plan``, ``costs`` or ``cpus``."""
     return compile.build(
         compile.Target(
             f"{name}-{arch}",
-            (HERE / f"{name}.c", *(() if name == "matrix" else (NATIVE / "rseq.c",))),
+            (HERE / f"{name}.c", *(() if name in ("matrix", "plan") else (NATIVE / "rseq.c",))),
             (*STATIC, *OF_ARCH[arch], "-lpthread"),
             counted.compiler(arch),
             (GUEST_H, *sorted(NATIVE.rglob("*.h")), *sorted(LOOPS.glob("*.h"))),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rseqlab.errors import LabError
 from rseqlab.lab import compile, counted
-from rseqlab.lab.runner import PACKAGE, project_root
+from rseqlab.paths import PACKAGE, project_root
 from rseqlab.vm import boot, cache, crossbuild, image, packages
 from rseqlab.vm.image import Link
 from rseqlab.vm.packages import Progress, quiet
@@ -29,7 +29,7 @@ WANTED = (
     "python3-minimal",
     "libpython3-stdlib",
     "python3-cffi-backend",
-    "python3-jsonschema",
+    "python3-fastjsonschema",
     "python3-pyelftools",
     "python3-pytest",
     "python3-pytest-xdist",

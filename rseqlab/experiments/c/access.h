@@ -11,8 +11,6 @@
 
 #include "read_loop.h"
 
-#include <errno.h>
-
 #if defined(__x86_64__)
 # include "access_x86_64.h"
 #elif defined(__aarch64__)
@@ -130,35 +128,31 @@ int64_t rl_count_instructions(const struct rl_access *access, int warm, void (*e
 
 /* One way of reading, in each order. `once` is the hoisted size check, or 1. */
 #define DEFINE_ACCESS(name, once, read)						\
+	RL_DEFINE_READ_LOOPS(name##_loops, read)				\
 	static int64_t name(int order, uint64_t iterations, uint64_t *sum)	\
 	{									\
-		int64_t elapsed_ns;						\
+		const ptrdiff_t offset_bytes = 0;				\
+		const uintptr_t after = 0;					\
 										\
+		(void)offset_bytes, (void)after;				\
 		if (!(once))							\
 			return -EOPNOTSUPP;					\
 		if (order == RL_FIRST_USE) {					\
-			const uintptr_t after = 0;				\
 			const int64_t start_ns = rl_now_ns();			\
 										\
-			(void)after;						\
 			*sum = (read);						\
 			return rl_now_ns() - start_ns;				\
 		}								\
 		if (order == RL_MARKED) {					\
-			const uintptr_t after = 0;				\
 			uint32_t value;						\
 										\
-			(void)after;						\
 			__asm__ volatile(MARK ::: "memory");			\
 			value = (read);						\
 			__asm__ volatile(MARK : "+r"(value) : : "memory");	\
 			*sum = value;						\
 			return 0;						\
 		}								\
-		if (rl_read_loop_refuses(order, iterations))			\
-			return -EINVAL;						\
-		RL_READ_LOOP(order, iterations, read, elapsed_ns, sum);		\
-		return elapsed_ns;						\
+		return name##_loops((enum rl_order)order, 0, iterations, sum);	\
 	}
 
 #endif

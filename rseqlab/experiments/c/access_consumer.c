@@ -36,15 +36,7 @@ __attribute__((constructor)) static void keep(void)
 	kept_size = rl_provider_size;
 }
 
-static inline uint32_t read_nothing(uintptr_t after)
-{
-	uint32_t value = after;
-
-	__asm__ volatile("" : "+r"(value));
-	return value;
-}
-
-DEFINE_ACCESS(nothing, 1, read_nothing(after))
+DEFINE_ACCESS(nothing, 1, rl_read_nothing(offset_bytes + after))
 DEFINE_ACCESS(offset_exported, 1, READ_AT_OFFSET(RL_LOAD_EXPORTED(rl_provider_offset)))
 DEFINE_ACCESS(offset_kept, 1, READ_AT_OFFSET(kept_offset))
 DEFINE_ACCESS(offset_kept_again, 1, READ_AT_OFFSET(kept_offset))	/* the same code at another place */

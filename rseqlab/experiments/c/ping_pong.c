@@ -4,6 +4,7 @@
  * length that it is told, or none. The caller has pinned itself; what it starts inherits that.
  */
 #define _GNU_SOURCE
+#include "layout.h"
 #include "rseq_call.h"
 
 #include <linux/futex.h>
@@ -17,6 +18,7 @@
 
 struct job {
 	int futex_between_threads;	/* else: two pipes between processes */
+	int again;			/* by the same source at another place */
 	uint32_t length_bytes[2];	/* of each side's area; 0: not registered */
 	uint32_t signature;
 	uint64_t turns;
@@ -46,7 +48,9 @@ struct shared {
 	int64_t number;
 };
 
-static void wait_for(struct shared *shared, uint32_t mine)
+#define INLINED static inline __attribute__((always_inline))
+
+INLINED void wait_for(struct shared *shared, uint32_t mine)
 {
 	uint32_t seen;
 
@@ -54,14 +58,14 @@ static void wait_for(struct shared *shared, uint32_t mine)
 		syscall(SYS_futex, &shared->turn, FUTEX_WAIT, seen, NULL, NULL, 0);
 }
 
-static void hand_over(struct shared *shared, uint32_t whose)
+INLINED void hand_over(struct shared *shared, uint32_t whose)
 {
 	__atomic_store_n(&shared->turn, whose, __ATOMIC_RELEASE);
 	syscall(SYS_futex, &shared->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
 }
 
 /* Waits for the number, adds one. Returns 0 or -errno. */
-static int receive(struct shared *shared, int me)
+INLINED int receive(struct shared *shared, int me)
 {
 	if (shared->job.futex_between_threads) {
 		wait_for(shared, me);
@@ -74,7 +78,7 @@ static int receive(struct shared *shared, int me)
 	return 0;
 }
 
-static int send(struct shared *shared, int me)
+INLINED int send(struct shared *shared, int me)
 {
 	if (shared->job.futex_between_threads) {
 		hand_over(shared, !me);
@@ -101,63 +105,34 @@ static int leave(struct shared *shared, int me)
 	return length ? call_rseq(&side->area, length, UNREGISTER, shared->job.signature) : 0;
 }
 
-/* The other side. It says that it is there by handing over once; then it answers each turn. */
-static void *answer(void *argument)
-{
-	struct shared *shared = argument;
-	struct side *me = &shared->side[1];
+#define SIDE(name) name
+#include "ping_pong_sides.h"
+#undef SIDE
+#define SIDE(name) name##_again
+#include "ping_pong_sides.h"
+#undef SIDE
 
-	me->error = enter(shared, 1);
-	send(shared, 1);
-	if (me->error)
-		return NULL;
-	getrusage(RUSAGE_THREAD, &me->before);
-	for (uint64_t turn = 0; !me->error && turn < shared->job.turns; turn++) {
-		me->error = receive(shared, 1);
-		if (shared->give_up)
-			break;
-		if (!me->error)
-			me->error = send(shared, 1);
-	}
-	getrusage(RUSAGE_THREAD, &me->after);
-	if (!me->error)
-		me->error = leave(shared, 1);
-	return NULL;
+typedef void *answering(void *argument);
+typedef int asking(struct shared *shared, struct outcome *outcome);
+
+static answering *answering_of(const struct shared *shared)
+{
+	return shared->job.again ? answer_again : answer;
 }
 
-static int ask(struct shared *shared, struct outcome *outcome)
+static asking *asking_of(const struct shared *shared)
 {
-	struct side *me = &shared->side[0];
-	int error = receive(shared, 0);
-	int64_t start_ns;
-
-	if (!error)
-		error = shared->side[1].error;
-	if (!error)
-		error = enter(shared, 0);
-	if (error)
-		return error;
-	shared->number = 0;
-	getrusage(RUSAGE_THREAD, &me->before);
-	start_ns = now_ns();
-	for (uint64_t turn = 0; !error && turn < shared->job.turns; turn++) {
-		error = send(shared, 0);
-		if (!error)
-			error = receive(shared, 0);
-	}
-	outcome->elapsed_ns = now_ns() - start_ns;
-	getrusage(RUSAGE_THREAD, &me->after);
-	return error ? error : leave(shared, 0);
+	return shared->job.again ? ask_again : ask;
 }
 
 static int with_thread(struct shared *shared, struct outcome *outcome)
 {
 	pthread_t thread;
-	int error = -pthread_create(&thread, NULL, answer, shared);
+	int error = -pthread_create(&thread, NULL, answering_of(shared), shared);
 
 	if (error)
 		return error;
-	error = ask(shared, outcome);
+	error = asking_of(shared)(shared, outcome);
 	if (error) {	/* nobody closes a pipe here: the other side must be told */
 		shared->give_up = 1;
 		hand_over(shared, 1);
@@ -188,14 +163,14 @@ static int with_process(struct shared *shared, struct outcome *outcome)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		close(there[1]);
 		close(back[0]);
-		answer(shared);
+		answering_of(shared)(shared);
 		_exit(0);
 	}
 	error = child < 0 ? -errno : 0;
 	close(there[0]);
 	close(back[1]);
 	if (!error)
-		error = ask(shared, outcome);
+		error = asking_of(shared)(shared, outcome);
 	close(there[1]);
 	close(back[0]);
 	if (child > 0)
@@ -209,6 +184,7 @@ int ping_pong(const struct job *job, struct outcome *outcome)
 	int error;
 
 	memset(outcome, 0, sizeof(*outcome));
+	RL_LAYOUT_STACK();
 	if (shared == MAP_FAILED)
 		return -errno;
 	shared->job = *job;

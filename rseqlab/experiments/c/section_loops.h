@@ -10,6 +10,7 @@
 #ifndef RSEQLAB_SECTION_LOOPS_H
 #define RSEQLAB_SECTION_LOOPS_H
 
+#include "layout.h"
 #include "rseqlab.h"
 #include "sections.h"
 
@@ -69,7 +70,9 @@ struct loop {
 	const char *empty;	/* the loop that does the same without the operation */
 };
 
-#define LOOP_FUNCTION __attribute__((noinline, section("rl_counted"), aligned(64)))
+#ifndef LOOP_FUNCTION	/* whoever times the loops lays them out by itself */
+# define LOOP_FUNCTION __attribute__((noinline, section("rl_counted"), aligned(64)))
+#endif
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 
 /* Where a turn's section runs: the index, read anew. PLACE is the offset of the area. */
@@ -87,6 +90,7 @@ LOOP_FUNCTION static int who##_##operation##_##bytes##_##by(struct bench *bench,
 	intptr_t i = 0, next;									\
 												\
 	(void)offset_bytes;									\
+	RL_LAYOUT_PAD();									\
 	do {											\
 		next = i + 1;									\
 		for (;;) {									\
@@ -161,6 +165,9 @@ ATTRIBUTES LOOP_FUNCTION static int plain_##operation(struct bench *bench, intpt
 SECTIONS(DEFINE_SECTION_LOOP, ours, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
 SECTIONS(DEFINE_SECTION_LOOP, ours, mm_cid, AT(RL_BY_MM_CID, offset_bytes))
 SECTIONS(DEFINE_SECTION_LOOP, ours_offset_loaded, cpu_id, AT(RL_BY_CPU_ID, kept_offset_bytes))
+#ifdef RSEQLAB_AGAIN	/* the same source at another place */
+SECTIONS(DEFINE_SECTION_LOOP, ours_again, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
+#endif
 #ifdef RSEQLAB_PEER
 PEER_SECTIONS(DEFINE_SECTION_LOOP, theirs, cpu_id, PEER_AT)
 #endif
@@ -206,6 +213,9 @@ static const struct loop loops[] = {
 	SECTIONS(SECTION_ENTRY, ours, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
 	SECTIONS(SECTION_ENTRY, ours, mm_cid, AT(RL_BY_MM_CID, offset_bytes))
 	SECTIONS(SECTION_ENTRY, ours_offset_loaded, cpu_id, AT(RL_BY_CPU_ID, kept_offset_bytes))
+#ifdef RSEQLAB_AGAIN
+	SECTIONS(SECTION_ENTRY, ours_again, cpu_id, AT(RL_BY_CPU_ID, offset_bytes))
+#endif
 #ifdef RSEQLAB_PEER
 	PEER_SECTIONS(SECTION_ENTRY, theirs, cpu_id, PEER_AT)
 #endif

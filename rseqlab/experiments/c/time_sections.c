@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Times the loops of section_loops.h on the calling thread's real area. Built as a shared library. */
 #define _GNU_SOURCE
+#define RSEQLAB_AGAIN
+#define LOOP_FUNCTION RL_TIMED
 #include "section_loops.h"
 
 #include <errno.h>
@@ -64,6 +66,7 @@ EXPORTED int64_t rl_time_loop(const char *who, const char *operation, int bytes,
 #ifdef RSEQLAB_PEER
 	rseq_offset = thread.offset_bytes;
 #endif
+	RL_LAYOUT_STACK();
 	prepare(&bench, loop, cpu + 1);
 	elapsed_ns = now_ns();
 	failed = loop->run(&bench, iterations);

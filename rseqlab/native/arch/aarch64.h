@@ -24,7 +24,11 @@ static inline void *rl_thread_pointer(void)
  * are scratch, and x14 is the box: a pointer that the section itself has loaded, so that another CPU can put
  * another one there.
  */
-#define RL_AREA(offset_bytes)	((char *)rl_thread_pointer() + (offset_bytes))
+/* One value to the compiler: what is reached from it is then a displacement, not a sum of its own. */
+#define RL_AREA(offset_bytes)								\
+	({ char *area_ = (char *)rl_thread_pointer() + (offset_bytes);			\
+	   __asm__("" : "+r"(area_));							\
+	   area_; })
 /* What a value operand may be. */
 #define RL_VALUE		"r"
 #define RL_MEMORY		"+Q"
@@ -54,9 +58,13 @@ static inline void *rl_thread_pointer(void)
 
 /* scratch = *v */
 #define RL_ASM_LOAD(v)			"ldr x15, %[" v "]\n\t"
-#define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
-	"cmp x15, %[" value "]\n\t"			\
+/* reg = *v; leave to `label` if reg is the value; scratch = *(reg + offset) */
+#define RL_ASM_LOAD_INTO(reg, v)	"ldr %[" reg "], %[" v "]\n\t"
+#define RL_ASM_LEAVE_IF(reg, value, label)		\
+	"cmp %[" reg "], %[" value "]\n\t"		\
 	"b.eq %l[" label "]\n\t"
+#define RL_ASM_FOLLOW(reg, offset)	"ldr x15, [%[" reg "], %[" offset "]]\n\t"
+#define RL_ASM_FOLLOW_BY(reg, offset)	"ldr x15, [%[" reg "], #%c[" offset "]]\n\t"	/* by a constant */
 /* *v = scratch, scratch = *(scratch + offset), *scratch += count */
 #define RL_ASM_STORE_SCRATCH(v)		"str x15, %[" v "]\n\t"
 #define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"ldr x15, [x15, %[" offset "]]\n\t"
@@ -65,9 +73,9 @@ static inline void *rl_thread_pointer(void)
 	"add x17, x17, %[" count "]\n\t"		\
 	"str x17, [x15]\n\t"
 
-/* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
+/* box = *v, reg = *box, *box = scratch, and the comparison and the store through the box */
 #define RL_ASM_LOAD_BOX(v)		"ldr x14, %[" v "]\n\t"
-#define RL_ASM_LOAD_FROM_BOX		"ldr x15, [x14]\n\t"
+#define RL_ASM_LOAD_FROM_BOX_INTO(reg)	"ldr %[" reg "], [x14]\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"str x15, [x14]\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
 	"ldr x17, [x14]\n\t"				\

@@ -20,23 +20,23 @@ static inline void *rl_thread_pointer(void)
 
 /*
  * The fragments of a section. [area] is an offset and [field] a place in the %fs segment; the words of data are
- * memory operands and what is stored there are values, named by the strings that a fragment takes. rax and r11
- * are scratch, and rcx is the box: a pointer that the section itself has loaded, so that another CPU can put
- * another one there.
+ * memory operands and what is stored there are values, named by the strings that a fragment takes. r11 is
+ * scratch, one register for everything, so that a function needs to save none; and rcx is the box: a pointer that the
+ * section itself has loaded, so that another CPU can put another one there.
  */
 #define RL_AREA(offset_bytes)	((char *)(offset_bytes))
 /* What a value operand may be: a register, or a constant that fits the instruction. */
 #define RL_VALUE		"er"
 #define RL_MEMORY		"+m"
 #define RL_LENGTH		"er"
-#define RL_CLOBBERS		"memory", "cc", "rax", "r11"
+#define RL_CLOBBERS		"memory", "cc", "r11"
 #define RL_CLOBBERS_BOX		RL_CLOBBERS, "rcx"
-#define RL_CLOBBERS_COPY	RL_CLOBBERS, "rcx", "rsi", "rdi", "xmm15"
+#define RL_CLOBBERS_COPY	RL_CLOBBERS, "rax", "rcx", "rsi", "rdi", "xmm15"
 
 /* Tell the kernel which section runs, then start it. */
 #define RL_ASM_BEGIN			\
-	"leaq 3b(%%rip), %%rax\n\t"	\
-	"movq %%rax, %%fs:8(%[area])\n"	\
+	"leaq 3b(%%rip), %%r11\n\t"	\
+	"movq %%r11, %%fs:8(%[area])\n"	\
 	"1:\n\t"
 
 /* Abort unless the area's field [field] still holds [index]. */
@@ -51,17 +51,21 @@ static inline void *rl_thread_pointer(void)
 
 /* scratch = *v */
 #define RL_ASM_LOAD(v)			"movq %[" v "], %%r11\n\t"
-#define RL_ASM_LEAVE_IF_SCRATCH_IS(value, label)	\
-	"cmpq %[" value "], %%r11\n\t"			\
+/* reg = *v; leave to `label` if reg is the value; scratch = *(reg + offset) */
+#define RL_ASM_LOAD_INTO(reg, v)	"movq %[" v "], %[" reg "]\n\t"
+#define RL_ASM_LEAVE_IF(reg, value, label)		\
+	"cmpq %[" value "], %[" reg "]\n\t"		\
 	"je %l[" label "]\n\t"
+#define RL_ASM_FOLLOW(reg, offset)	"movq (%[" reg "],%[" offset "]), %%r11\n\t"
+#define RL_ASM_FOLLOW_BY(reg, offset)	"movq %c[" offset "](%[" reg "]), %%r11\n\t"	/* by a constant */
 /* *v = scratch, scratch = *(scratch + offset), *scratch += count */
 #define RL_ASM_STORE_SCRATCH(v)		"movq %%r11, %[" v "]\n\t"
 #define RL_ASM_FOLLOW_SCRATCH_AT(offset)	"movq (%%r11,%[" offset "]), %%r11\n\t"
 #define RL_ASM_ADD_TO_SCRATCH(count)	"addq %[" count "], (%%r11)\n\t"
 
-/* box = *v, scratch = *box, *box = scratch, and the comparison and the store through the box */
+/* box = *v, reg = *box, *box = scratch, and the comparison and the store through the box */
 #define RL_ASM_LOAD_BOX(v)		"movq %[" v "], %%rcx\n\t"
-#define RL_ASM_LOAD_FROM_BOX		"movq (%%rcx), %%r11\n\t"
+#define RL_ASM_LOAD_FROM_BOX_INTO(reg)	"movq (%%rcx), %[" reg "]\n\t"
 #define RL_ASM_STORE_SCRATCH_TO_BOX	"movq %%r11, (%%rcx)\n\t"
 #define RL_ASM_LEAVE_UNLESS_BOX_HOLDS(value, label)	\
 	"cmpq %[" value "], (%%rcx)\n\t"		\
@@ -121,15 +125,14 @@ static inline void *rl_thread_pointer(void)
  * if .trap is set (the kernel aborts the section and runs the handler of SIGTRAP).
  */
 #define RL_ASM_INJECT_AT(site)					\
-	"leaq rl_inject(%%rip), %%rax\n\t"			\
-	"movl 8*" #site "(%%rax), %%r11d\n\t"			\
+	"movl rl_inject+8*" #site "(%%rip), %%r11d\n\t"	\
 	"testl %%r11d, %%r11d\n\t"				\
 	"jz 6f\n"						\
 	"5:\n\t"						\
 	"decl %%r11d\n\t"					\
 	"jnz 5b\n"						\
 	"6:\n\t"						\
-	"cmpl $0, 8*" #site "+4(%%rax)\n\t"			\
+	"cmpl $0, rl_inject+8*" #site "+4(%%rip)\n\t"	\
 	"jz 7f\n\t"						\
 	"int3\n"						\
 	"7:\n\t"
@@ -182,8 +185,7 @@ static inline uintptr_t rl_read_field(ptrdiff_t offset_bytes, ptrdiff_t field_by
 	READ_FIELD_AT(20)
 	READ_FIELD_AT(24)
 # undef READ_FIELD_AT
-	__asm__ volatile("movl %%fs:%1, %k0"
-			 : "=r"(value) : "m"(*(const uint32_t *)(RL_AREA(offset_bytes) + field_bytes)));
+	__asm__ volatile("movl %%fs:(%1,%2), %k0" : "=r"(value) : "r"(offset_bytes), "r"(field_bytes));
 	return value;
 }
 

@@ -21,9 +21,9 @@
 static __thread struct guarded guarded __attribute__((tls_model(TLS_MODEL))) = INITIAL_GUARDED;
 #define AREA (&guarded.area)
 #elif OPTION == OFFSET_SIZE && !defined(DEFINES)
-extern const ptrdiff_t __rseq_offset;
-extern const unsigned __rseq_size;
-#define AREA ((union area *)((char *)thread_pointer() + __rseq_offset))
+extern const ptrdiff_t RSEQ_OFFSET;
+extern const unsigned RSEQ_SIZE;
+#define AREA ((union area *)((char *)thread_pointer() + RSEQ_OFFSET))
 #else
 extern __thread union area __rseq_abi __attribute__((tls_model(TLS_MODEL)));
 #define AREA (&__rseq_abi)
@@ -49,7 +49,7 @@ static int may_read_newest(void)
 #elif OPTION == PADDING || (OPTION == PRIVATE && !NEWEST_IS_MAGIC)
 	return getauxval(AUX_FEATURE_SIZE) >= NEWEST_END;
 #elif OPTION == OFFSET_SIZE && !defined(DEFINES)
-	return __rseq_size >= NEWEST_END;
+	return RSEQ_SIZE >= NEWEST_END;
 #else
 	return 1; /* grow-symbol, version-symbol: the header says so, nothing at run time says otherwise */
 #endif
@@ -91,7 +91,7 @@ int FUNCTION(_attach)(void)
 	}
 #endif
 #if OPTION == OFFSET_SIZE && !defined(DEFINES)
-	if (!__rseq_size)
+	if (!RSEQ_SIZE)
 		answer = ENOSYS; /* libc's own word for `registered nothing` */
 #endif
 	extended = !answer && may_read_newest();

@@ -78,15 +78,15 @@ extern __thread union area __rseq_abi __attribute__((tls_model("initial-exec")))
 #endif
 
 #if OPTION == OFFSET_SIZE && !LIBC
-EXPORTED ptrdiff_t __rseq_offset;
-EXPORTED unsigned __rseq_size;
-EXPORTED unsigned __rseq_flags;
+EXPORTED ptrdiff_t RSEQ_OFFSET;
+EXPORTED unsigned RSEQ_SIZE;
+EXPORTED unsigned provider_rseq_flags;
 #endif
 
 #if LIBC
-extern const ptrdiff_t __rseq_offset;
-extern const unsigned __rseq_size;
-#define OWN ((union area *)((char *)thread_pointer() + __rseq_offset))
+extern const ptrdiff_t RSEQ_OFFSET;
+extern const unsigned RSEQ_SIZE;
+#define OWN ((union area *)((char *)thread_pointer() + RSEQ_OFFSET))
 #endif
 
 #if OPTION == POINTER
@@ -178,11 +178,11 @@ EXPORTED int provider_register(void)
 #else
 	int answer = rseq(OWN, length(), 0);
 #if OPTION == OFFSET_SIZE
-	__rseq_offset = (char *)OWN - (char *)thread_pointer();
+	RSEQ_OFFSET = (char *)OWN - (char *)thread_pointer();
 	if (!answer) {
 		unsigned long feature_bytes = getauxval(AUX_FEATURE_SIZE);
 		/* libc gives what it registered and the kernel keeps; a played field beyond counts as the kernel's. */
-		__rseq_size = BYTES > 32 ? BYTES : FIELDS > 20 && feature_bytes >= FIELDS ? FIELDS : 20;
+		RSEQ_SIZE = BYTES > 32 ? BYTES : FIELDS > 20 && feature_bytes >= FIELDS ? FIELDS : 20;
 	}
 #endif
 	return answer;
@@ -216,7 +216,7 @@ EXPORTED void provider_describe(void)
 #endif
 #if OPTION == PRIVATE
 #elif LIBC
-	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=1\n", __rseq_size, 32u, alignment_of(OWN));
+	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=1\n", RSEQ_SIZE, 32u, alignment_of(OWN));
 #else
 	dprintf(1, "provider describe bytes=%u align=%u seen_align=%u own=%d\n", (unsigned)sizeof(union area),
 	       (unsigned)_Alignof(union area), alignment_of(OWN), OWN_IS_OWN);

@@ -1,7 +1,8 @@
 /* One option's struct as one party believes it to be, and the calls that every party makes.
  *
  * A party is compiled with: OPTION (below), FIELDS (end of the last field that it knows), BYTES (size of
- * the whole object), ALIGN, and KERNEL (REAL, or PLAYED where no kernel ever did it).
+ * the whole object), ALIGN, KERNEL (REAL, or PLAYED where no kernel ever did it), and LIBC=1 where the process's
+ * real libc provides and not a stand-in.
  */
 #ifndef RSEQLAB_SCHEME_H
 #define RSEQLAB_SCHEME_H
@@ -29,6 +30,17 @@
 
 #define REAL 1
 #define PLAYED 2
+
+/* offset-size: under which names its users find what libc exports. A stand-in must not take the names that the
+ * real libc of its process uses: from glibc 2.41 on libc itself would read the stand-in's. LIBC: the real one provides.
+ */
+#if LIBC
+#define RSEQ_OFFSET __rseq_offset
+#define RSEQ_SIZE __rseq_size
+#else
+#define RSEQ_OFFSET provider_rseq_offset
+#define RSEQ_SIZE provider_rseq_size
+#endif
 
 #ifndef __NR_rseq
 #ifdef __x86_64__
