@@ -119,7 +119,8 @@ def plan(profile: str) -> list[Part]:
                     rows = len(wanted) * len(port_model.models(arch))
                 parts.append(
                     Part(
-                        id=f"{arch.replace('_', '-')}-{compiler.name.replace(' ', '-')}" + "-librseq" * peers,
+                        id=f"{arch.replace('_', '-')}-{re.sub(r'[ .]', '-', compiler.name)}"
+                        + "-librseq" * peers,
                         rows=rows,
                         timeout_s=300,
                         arguments={"arch": arch, "compiler": compiler.name, "peers": peers},
