@@ -433,7 +433,7 @@ class Fleet:
         finally:
             record["rows"] = len(writer.keys)
             writer.close()
-        record["status"], record["reason"] = runner.judge_parts(record["parts"])
+        record["status"], record["reason"] = runner.judge_parts(record["parts"], all_ran=ended is None)
         record["seconds"] = round(sum(part["seconds"] for part in record["parts"].values()), 3)
         record["steal_percent"] = runner.steal_percent((0, 0), (stolen[0], stolen[1]))
         runner.save(host.folder, host.document)

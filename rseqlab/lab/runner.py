@@ -302,15 +302,15 @@ LEAST_BUILDS_SHARE = 0.5
 """With fewer of its builds measured, an experiment says nothing of builds, and has their failure as its status."""
 
 
-def judge_parts(parts: Mapping[str, Mapping]) -> tuple[str, str | None]:
+def judge_parts(parts: Mapping[str, Mapping], all_ran: bool = True) -> tuple[str, str | None]:
     """The experiment's status: the worst of its parts', and why.
 
     A build that does not compile, crashes or hangs costs only its own parts, as long as most builds are there: then
-    the reason names it.
+    the reason names it. Where parts never ran (not ``all_ran``), what kept them from running is no fault of a build.
     """
     built = {part.get("build") for part in parts.values() if part.get("build") is not None}
     whole = {part.get("build") for part in parts.values() if part["status"] == "pass"} - _lost(parts)
-    if _lost(parts) and len(whole) > LEAST_BUILDS_SHARE * len(built):
+    if all_ran and _lost(parts) and len(whole) > LEAST_BUILDS_SHARE * len(built):
         rest = {name: part for name, part in parts.items() if part.get("build") not in _lost(parts)}
         status, reason = _judge(rest)
         return status, "; ".join(filter(None, (reason, *_why_lost(parts))))
