@@ -17,6 +17,7 @@ from rseqlab.study.claims import ABORTS, judge, linked, weaknesses
 from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
+from rseqlab.study.sentences import Sentences as Sentences
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,6 @@ class Cited(Table):
             shown[name] = shown[name].map(citations.linked if "source" in name else html.escape)
         text = shown.to_html(classes="rl-table rl-cited", border=0, index=False, escape=False, justify="left")
         return text.replace("<thead>", f"<caption>{html.escape(self.caption)}</caption><thead>", 1)
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Prose whose numbers are computed, one sentence below the other."""
-
-    lines: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.lines)}</ul>"
 
 
 def _shows_missing(function):
