@@ -169,7 +169,7 @@ def _ratio(rows: pd.DataFrame, above: tuple[str, int], below: tuple[str, int]) -
     found = both.index.get_level_values("build").to_numpy()
     processes = list(zip(found.tolist(), both.index.get_level_values("process").tolist(), strict=True))
     numerators, denominators = (np.asarray(both[name], dtype=float) for name in (above, below))
-    return stats.ratio(numerators, denominators, processes, found.tolist())
+    return stats.ratio(numerators, denominators, processes, found.tolist(), alone=True)
 
 
 def show(run: StudyRun) -> Sentences | NotMeasured:

@@ -16,7 +16,7 @@ from rseqlab.study import citations, figures
 from rseqlab.study.claims import ABORTS, judge, linked, weaknesses
 from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
-from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
+from rseqlab.study.samples import MEASURES, alone, control, location, paired_ratio, samples
 from rseqlab.study.sentences import Sentences as Sentences
 
 
@@ -165,7 +165,9 @@ def size_checks(run: StudyRun) -> Table:
             except NotMeasured:
                 continue
             itself = control(run, "option-access-cost", order, "none")
-            effect = verdict.widened(paired_ratio(checked, plain), itself)
+            effect = verdict.widened(
+                paired_ratio(checked, plain, alone=alone("option-access-cost", order)), itself
+            )
             found.append(
                 {
                     "order": order,
@@ -187,7 +189,7 @@ def size_checks(run: StudyRun) -> Table:
 
 
 WIDENED = "Intervals are 95 %, widened by the A/A control."
-PAIRWISE = "Ratios are taken within a build, process and round, so two printed times need not divide to them."
+PAIRWISE = "Ratios are taken within each build, so two printed times need not divide to them."
 
 
 @_shows_missing
