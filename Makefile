@@ -7,11 +7,11 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 	done; echo python3)
 UV ?= uv
 
-.PHONY: help report test test-all bench kernel lab setup deps workloads reference lock clean \
+.PHONY: help report test test-all bench bench-cli kernel lab setup deps workloads reference lock clean \
 	lint types api wheels nightly elsewhere
 
 help:    ## Show this list
-	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\): .*## /  make \1\t/p' Makefile | expand -t 16
 
 report: setup  ## Measure on this machine (again only what is not measured yet) and write the report
 	.venv/bin/rseqlab run --profile quick --resume
@@ -42,6 +42,9 @@ nightly: setup ## All tests and what takes long: more attacks, repeats, programs
 bench: setup   ## Time every operation (OUT=FILE), and compare with an earlier time (AGAINST=FILE)
 	.venv/bin/rseqlab bench $(if $(OUT),--out $(OUT)) $(if $(AGAINST),--against $(AGAINST))
 
+bench-cli: setup ## Time the commands that only read
+	.venv/bin/python tools/bench_cli.py
+
 # USER is set in most environments; only one that was given to make is meant.
 elsewhere: ## Run make report and make test on a bare SUITE=trixie (COMMANDS="report test" USER=reader KEEP=1 JSON=1)
 	@test -n "$(SUITE)" || { echo "Say which: make elsewhere SUITE=trixie" >&2; exit 2; }
@@ -69,6 +72,8 @@ workloads: ## Install the programs that `rseqlab run workload-...` runs (Postgre
 reference: setup ## Measure this machine for data/reference (full profile, some minutes; leave it alone)
 	@test -n "$(NAME)" || { echo "Say which: make reference NAME=<arch>-<cpu>-<kernel>" >&2; exit 2; }
 	.venv/bin/rseqlab run --profile full --out data/reference/$(NAME)
+	.venv/bin/rseqlab bundle pack data/reference/$(NAME)
+	rm -r data/reference/$(NAME)
 	.venv/bin/python -m rseqlab.study.shipped .
 
 # --no-config and no index in the output: the lock must hold everywhere.

@@ -36,6 +36,7 @@ STAGES = {
         "experiments",
         "run",
         "bench",
+        "builds",
     ),
     "attack": ("attack",),
     "options": ("options", "redefine", "costs", "layout"),
@@ -100,7 +101,8 @@ class Workers:
         node.config.stash[NOT_RUN] = max(told, node.config.stash.get(NOT_RUN, 0))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+# In quotes, since the older pytest of the guests has no such name in public.
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter", config: pytest.Config) -> None:
     """What was left out is said where the result is."""
     if count := config.stash.get(NOT_RUN, 0):
         terminalreporter.write_line(f"not run: {count} thorough tests; make test-all runs them")

@@ -22,7 +22,7 @@ HEADERS = tuple(sorted(NATIVE.rglob("*.h")))
 
 def attack(*options: str, compiler: str = "cc") -> compile.Target:
     """Threads that run every section under attack."""
-    sources = (NATIVE / "rseq.c", NATIVE / "percpu.c", HERE / "c" / "attack.c")
+    sources = (NATIVE / "rseq.c", NATIVE / "percpu.c", NATIVE / "percpu_calls.c", HERE / "c" / "attack.c")
     flags = (*STRICT, "-DRSEQLAB_ATTACK", *options, "-ldl", "-lpthread")
     return compile.Target("attack", sources, flags, compiler, HEADERS)
 

@@ -146,7 +146,7 @@ def test_both_searches_agree_on_a_whole_library():
 
 def test_every_container_is_read_and_nothing_is_written(tmp_path, monkeypatch):
     reason = archive.unavailable()
-    require_or_skip(reason is None, "libarchive", "install it with `make deps`")
+    require_or_skip(reason is None, "libarchive", "`make setup` says which package has it")
     members = {
         "usr/lib/own.so": NATIVE.read_bytes(),
         "usr/share/doc": b"rseq",
@@ -239,7 +239,7 @@ def test_sparse_and_gigantic_files_cost_neither_time_nor_memory(tmp_path):
 
 
 def test_a_bomb_is_refused_at_its_limit(tmp_path):
-    require_or_skip(archive.unavailable() is None, "libarchive", "install it with `make deps`")
+    require_or_skip(archive.unavailable() is None, "libarchive", "`make setup` says which package has it")
     with (
         zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as bomb,
         bomb.open("lib.so", "w") as member,
@@ -281,7 +281,7 @@ worker.main()
 
 def test_a_worker_without_memory_says_so(tmp_path):
     (tmp_path / "own.so").write_bytes(NATIVE.read_bytes())
-    require_or_skip(archive.unavailable() is None, "libarchive", "install it with `make deps`")
+    require_or_skip(archive.unavailable() is None, "libarchive", "`make setup` says which package has it")
     with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as large:
         large.writestr("lib.so", NATIVE.read_bytes() + bytes(240 << 20))
     document = census(tmp_path, memory_bytes=330 << 20)

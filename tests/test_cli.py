@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 from rseqlab.experiments import catalogue
 from rseqlab.lab import bundle
@@ -182,7 +183,7 @@ def test_ctrl_c_in_a_report_is_130_and_leaves_what_was_there(tmp_path):
         if ".ipynb" in line or "10_registration" in line:
             break
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=60 * PATIENCE)[1]
     assert process.returncode == 130 and "Traceback" not in said and "Interrupted" in said, said
     assert (tmp_path / "index.html").read_text() == "the report before"
 

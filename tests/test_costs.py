@@ -72,7 +72,7 @@ def test_every_way_of_reading_is_timed_and_its_sum_is_right():
 def test_a_wrong_sum_or_a_refusal_of_the_loop_fails_the_part(lie, tmp_path):
     part = ACCESS.plan("quick")[0]
     liar = tmp_path / "liar"
-    liar.write_text(f"#!/bin/sh\n{' '.join(part.arguments['command'])} | sed -u '{lie}'\n")
+    liar.write_text(f"#!/bin/sh\n{' '.join(option_access_cost.build_number(0).command())} | sed -u '{lie}'\n")
     liar.chmod(0o755)
     arguments = {**part.arguments, "command": [str(liar)], "rounds": 1}
     child = Child(
@@ -309,7 +309,7 @@ COSTS = (ACCESS, CODE, COUNT, MEMORY, REGISTRATION, SWITCH)
 def small_run(tmp_path_factory):
     """A real run of all five, as short as it can be."""
     require_or_skip(missing() is None, "cc", "install gcc")
-    tiny = {"processes": 2, "rounds": 2, "batch_ns": 1_000_000}
+    tiny = {"builds": 2, "processes": 2, "rounds": 2, "batch_ns": 1_000_000}
     with pytest.MonkeyPatch.context() as patch:
         for experiment in COSTS:
             module = sys.modules[experiment.module]

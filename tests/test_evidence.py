@@ -142,6 +142,7 @@ def test_what_is_no_message_is_refused_before_the_work(arguments, says, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.thorough
 def test_json_holds_the_text(tmp_path):
     result = subprocess.run([*COMMAND, "--options", "--json"], capture_output=True, text=True)
     document = json.loads(result.stdout)

@@ -38,6 +38,7 @@ MAY_SKIP = (
 """A guest has no compiler and no emulator in it; whatever else is skipped there has to be looked at."""
 
 
+@pytest.mark.thorough
 def test_the_packages_own_tests_pass_on_a_real_arm64_kernel():
     unmet = kernel_suite.EXPERIMENT.unmet()
     require_or_skip(not unmet, "what a guest needs", "; ".join(unmet))

@@ -57,6 +57,7 @@ def answers(run) -> dict[tuple, dict[str, str]]:
     return found
 
 
+@pytest.mark.thorough
 def test_every_guest_libc_and_mode_answers(run, answers):
     assert run.bundle.run["experiments"]["kernel-matrix"]["status"] == "pass"
     assert not [row for row in run.bundle.tables["kernel-matrix"] if row["question"] == "boot"]
@@ -69,12 +70,14 @@ def test_every_guest_libc_and_mode_answers(run, answers):
         assert len(found) in expected
 
 
+@pytest.mark.thorough
 def test_the_rules_of_lengths_are_those_that_are_documented(run):
     rows = [row for row in run.bundle.tables["kernel-matrix"] if row["predicted"]]
     assert len(rows) == 2 * 2 * 5
     assert all(row["answer"] == row["predicted"] for row in rows)
 
 
+@pytest.mark.thorough
 def test_old_and_new_kernels_differ_where_the_abi_grew(answers):
     for (series, arch, libc, mode), found in answers.items():
         if mode != "self-32":
@@ -90,6 +93,7 @@ def test_old_and_new_kernels_differ_where_the_abi_grew(answers):
         assert found["ptrace", "configuration"] == "length 32, flags 0, the usual signature", where
 
 
+@pytest.mark.thorough
 def test_each_libc_registers_as_its_release_does(answers):
     for (_, _, libc, mode), found in answers.items():
         if mode != "libc":
@@ -100,6 +104,7 @@ def test_each_libc_registers_as_its_release_does(answers):
         assert (found["state", "__rseq_size"] != "absent") is registers, libc
 
 
+@pytest.mark.thorough
 def test_counts_agree_within_the_mark_and_the_clock_counts(run):
     rows = [row for row in run.bundle.tables["kernel-costs"] if row["instructions_per_turn"]]
     known = [row for row in rows if row["measure"] == "calibration"]
@@ -116,6 +121,7 @@ def test_counts_agree_within_the_mark_and_the_clock_counts(run):
         assert max(values) / min(values) < 1 + kernels.MARK_PERCENT / 100, measure
 
 
+@pytest.mark.thorough
 def test_a_sections_abort_is_seen_in_the_counts(run):
     inside = [
         row
@@ -125,6 +131,7 @@ def test_a_sections_abort_is_seen_in_the_counts(run):
     assert inside and all(row["aborted"] == row["turns"] * row["batches"] for row in inside)
 
 
+@pytest.mark.thorough
 def test_tables_figures_and_claims_show_rows_and_what_is_missing(run):
     for table in (kernels.compatibility, kernels.libcs, kernels.deduced, kernels.counted, kernels.operations):
         shown = table(run)
@@ -142,6 +149,7 @@ def test_tables_figures_and_claims_show_rows_and_what_is_missing(run):
     assert {finding.verdict for finding in judged.values()} <= {claims.HOLDS, claims.FAILS}
 
 
+@pytest.mark.thorough
 def test_ids_of_a_small_guest_are_rows_and_the_rest_is_drawn_as_computed(run):
     rows = run.bundle.tables["kernel-cpus"]
     assert [row["threads"] for row in rows] == list(kernel_cpus.THREADS)
@@ -185,6 +193,7 @@ def test_without_a_run_of_guests_everything_says_so():
     assert judged.finding.verdict == claims.NOT_MEASURED
 
 
+@pytest.mark.thorough
 def test_the_notebook_runs_on_such_a_run(bundle):
     path = next(path for path in notebook.notebooks() if path.stem == "40_kernels")
     ((_, node),) = notebook.execute([path], bundle, lambda *_: None)
@@ -324,6 +333,7 @@ def test_answers_in_ranges(codes, text):
     assert matrix.in_ranges(codes) == text
 
 
+@pytest.mark.thorough
 def test_the_matrix_can_be_asked_with_the_same_answers(run, answers):
     from rseqlab.study import explore
 

@@ -43,7 +43,7 @@ def test_all_of_them_run_on_the_shipped_run_and_say_which_it_is():
         )
         assert "shipped reference run" in text, name
         lacks = (
-            "is not part of this run",
+            "is not part of these runs",
             "There is no run of",
         )  # of experiments that are newer than the run
         reasons = (*WHY_NOT.values(), *lacks, "concurrency ids by themselves")

@@ -67,7 +67,7 @@ def test_both_sides_do_their_work_in_one_process(alone):
     require_or_skip(compile.missing() is None, "a C compiler", str(compile.missing()))
     require_or_skip(probe.kernel_refusal() is None, "rseq registration", str(probe.kernel_refusal()))
     alone.setenv(librseq.VARIABLE, str(STAND_IN))
-    arguments = {"seed": 1, "rounds": 1, "batch_ns": 1_000_000}
+    arguments = {"seed": 1, "build": 1, "rounds": 1, "batch_ns": 1_000_000}
     request = {"module": percpu_peers.EXPERIMENT.module, "arguments": arguments, "done": []}
     child = Child(measure_part, request, probe.LIBC_OWNS, timeout_s=60)
     rows = list(child)

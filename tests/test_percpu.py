@@ -55,7 +55,7 @@ def test_without_a_fence_lists_are_taken_over_by_moving_or_not_at_all(by):
 
 def test_cpu_numbers_with_holes_get_a_slot_each(monkeypatch):
     files = {"/sys/devices/system/cpu/possible": "0,4-6,300", "/sys/devices/system/node/possible": "0,2"}
-    monkeypatch.setattr(host, "_read", files.__getitem__)
+    monkeypatch.setattr(host, "read", files.__getitem__)
     assert host.possible_cpus() == 301 and host.possible_nodes() == 3
     from rseqlab import percpu
 

@@ -52,7 +52,7 @@ def test_opens_offline_silently_and_fits(browser, page, width):
     tab.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.thorough)])
 def test_axe_finds_no_barrier(browser, page, scheme):
     tab, _, _ = visit(browser, page, 1400)
     tab.emulate_media(color_scheme=scheme)
@@ -68,6 +68,7 @@ def test_it_says_what_it_shows_and_is_small(page):
 
 
 @pytest.mark.parametrize("width", [360, 400])
+@pytest.mark.thorough
 def test_axe_finds_no_barrier_on_a_phone(browser, page, width):
     tab, _, _ = visit(browser, page, width)
     assert barriers(tab) == []

@@ -122,9 +122,9 @@ def test_every_case_is_a_row_for_each_thread(run):
 
 
 def test_claims_speak_of_the_libcs_that_were_tried_and_of_no_others(run):
-    verdicts = {
-        one.claim.id: one.finding for one in claims.judge(run, *(f"O{number:02}" for number in range(9, 13)))
-    }
+    judged = claims.judge(run, *(f"O{number:02}" for number in range(9, 13)))
+    verdicts = {one.claim.id: one.finding for one in judged}
+    assert all("option-redefine" in one.evidence() for one in judged)
     tried, not_tried = (("O09", "O11"), ("O10",)) if newer() else (("O10",), ("O09", "O11"))
     for name in (*tried, "O12"):
         assert verdicts[name].verdict == HOLDS, verdicts[name]

@@ -253,6 +253,7 @@ def test_rows_of_other_code_are_kept_and_never_mixed(tmp_path):
     assert lab("bundle", "verify", new).returncode == 0
 
 
+@pytest.mark.thorough
 def test_a_folder_with_only_a_begun_run_can_be_resumed(tmp_path):
     """What a disk that is full from the start, or a kill in the first moment, leaves."""
     folder = tmp_path / "begun"
@@ -266,6 +267,7 @@ def test_a_folder_with_only_a_begun_run_can_be_resumed(tmp_path):
     assert lab("bundle", "verify", folder).returncode == 0
 
 
+@pytest.mark.thorough
 def test_other_cpus_do_not_mix_into_a_run(tmp_path):
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:

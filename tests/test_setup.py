@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -284,7 +285,9 @@ def test_a_part_is_made_from_what_it_should_be():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("target", ["help", "report", "test", "lab", "setup", "deps", "lock", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "report", "test", "test-all", "lab", "setup", "deps", "lock", "clean"]
+)
 def test_make_knows_the_target(target):
     run = subprocess.run(
         ["make", "-n", target, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True
@@ -303,3 +306,21 @@ def test_make_alone_lists_the_targets():
 def test_clean_keeps_what_was_measured():
     run = subprocess.run(["make", "-n", "clean"], cwd=ROOT, capture_output=True, text=True)
     assert "runs" not in run.stdout
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_elsewhere_takes_only_a_user_that_was_given_to_it():
+    def command(*words):
+        run = subprocess.run(
+            ["make", "-n", "elsewhere", *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "USER": "alice"},
+        )
+        return run.stdout
+
+    assert "tools/elsewhere.py trixie" in command("SUITE=trixie") and "alice" not in command("SUITE=trixie")
+    assert '--user "reader"' in command("SUITE=trixie", "USER=reader")
+    without = subprocess.run(["make", "elsewhere"], cwd=ROOT, capture_output=True, text=True)
+    assert without.returncode == 2 and "SUITE=trixie" in without.stderr

@@ -57,7 +57,7 @@ def test_a_classifier_that_changed_makes_the_rows_of_the_files_stale_and_no_othe
 def test_a_probe_that_changed_makes_rows_of_those_stale_who_ask_it(copy):
     found = changed(copy, "lab/probe.py", "\nNEW_PROBE = 1\n")
     assert {"cpu_id_read", "option_skew", "registration_rules", "workload_redis"} <= found
-    assert not found & {"usage_files", "usage_live", "kernel_matrix", "slice_extension", "null_repeats"}
+    assert not found & {"usage_files", "usage_live", "kernel_matrix", "slice_extension"}
 
 
 def test_a_header_that_changed_makes_rows_of_those_stale_who_run_or_compile_it(copy):

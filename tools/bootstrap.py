@@ -244,6 +244,7 @@ OPTIONAL = (
     Tool("a static ABI checker", ("abidiff",), ("abigail-tools",)),
     Tool("a reader of PDF files", ("pdftotext",), ("poppler-utils",)),
     Tool("a reader of the kernel's tracepoints", ("bpftrace",), ("bpftrace",)),
+    Tool("models of CPUs' ports", ("llvm-mca",), ("llvm",)),
     Tool("an emulator of x86-64 machines", ("qemu-system-x86_64",), ("qemu-system-x86",)),
     Tool("an emulator of arm64 machines", ("qemu-system-aarch64",), ("qemu-system-arm",)),
     # Ubuntu's chromium-browser only installs a snap, which needs a running snapd.

@@ -265,7 +265,7 @@ def plan(profile: str) -> list[Part]:
 def measure(task: Task) -> Iterator[dict]:
     """Rows of one process."""
     size = task.arguments
-    command = build_number(size["build"]).command()
+    command = size.get("command") or build_number(size["build"]).command()
     with pinned(host.allowed_cpus()[-1]) as cpu, started(command) as program:
 
         def batch(access: Access, order: str, iterations: int) -> dict:

@@ -192,6 +192,9 @@ class Fleet:
             ids = [part["id"] for part in plan["parts"]]
             if len(set(ids)) < len(ids):
                 raise LabError(f"its plan of {experiment.name} has two parts of one name")
+            used = {part["arguments"].get("build") for part in plan["parts"]} - {None}
+            if not {str(number) for number in used} <= set(plan["builds"]):
+                raise LabError(f"its plan of {experiment.name} has builds that it does not describe")
         return document["machine"], document["plans"]
 
     # ---- the study ----
@@ -261,6 +264,10 @@ class Fleet:
                 None, runner.UNFINISHED, runner.code_digest(experiment), document["run_id"]
             )
             document["experiments"].setdefault(experiment.name, record)
+            plan = host.plans[experiment.name]
+            arguments = [part["arguments"] for part in plan["parts"]]
+            described = {int(number): one for number, one in plan["builds"].items()}
+            runner.note_builds(document, arguments, described.__getitem__)
         host.document = document
         plans = (host.plans[one.name] for one in self.experiments)
         host.expected = sum(part["rows"] for plan in plans for part in plan["parts"] if not part["skip"])
@@ -634,6 +641,7 @@ def _outcome(status: str, reason: str | None, seconds: float, part: Mapping) -> 
         "rows": 0,
         "seconds": round(seconds, 3),
         "environment": dict(part["environment"]),
+        **runner.build_of(part["arguments"]),
     }
 
 

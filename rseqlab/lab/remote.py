@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import rseqlab
-from rseqlab.lab import runner
+from rseqlab.lab import builds, runner
 from rseqlab.lab.child import Child
 from rseqlab.lab.experiment import measure_part
 
@@ -47,12 +47,13 @@ def whose() -> str:
 
 
 def survey(modules: list[str], profile: str) -> str:
-    """The host's facts, and of each experiment: its code, what keeps it from running, its parts."""
+    """The host's facts, and of each experiment: its code, what keeps it from running, its parts and their builds."""
     plans = {}
     for module in modules:
         experiment = importlib.import_module(module).EXPERIMENT
         unmet = experiment.unmet()
         parts = [] if unmet else experiment.plan(profile)
+        used = {part.arguments["build"] for part in parts if part.arguments.get("build") is not None}
         plans[experiment.name] = {
             "code_digest": runner.code_digest(experiment),
             "unmet": [runner.redact(reason) for reason in unmet],
@@ -67,6 +68,7 @@ def survey(modules: list[str], profile: str) -> str:
                 }
                 for part in parts
             ],
+            "builds": {str(number): runner.described(number) for number in sorted(used)},
         }
     return json.dumps({"machine": runner.machine(), "plans": plans})
 
@@ -100,13 +102,16 @@ def measure(request: str) -> str:
     if runner.code_digest(experiment) != asked["code_digest"]:
         return json.dumps({"state": "other code"})
     arguments = {key: asked[key] for key in ("module", "arguments", "done")}
-    child = _StoppableChild(measure_part, arguments, asked["environment"], asked["timeout_s"])
+    environment = asked["environment"] | builds.environment(asked["arguments"])
+    child = _StoppableChild(measure_part, arguments, environment, asked["timeout_s"])
     rows: list[dict] = []
     with _stoppable(asked["token"]) as child.stopped:
         try:
             with _alone() as mine:
                 if not mine:
                     return json.dumps({"state": "busy"})
+                if refusal := experiment.prepare(asked["arguments"]) if experiment.prepare else None:
+                    return json.dumps(_unmeasured(refusal))
                 began_ns, steal = time.monotonic_ns(), runner.steal()
                 for row in _sending(child, rows, asked["token"], asked["topic"]):
                     rows.append(row)
@@ -127,6 +132,21 @@ def measure(request: str) -> str:
             "rows": rows,
         }
     )
+
+
+def _unmeasured(refusal: str) -> dict:
+    """The answer where what a part needs cannot be made on this host."""
+    now_ns = time.monotonic_ns()
+    return {
+        "state": "measured",
+        "status": "skip",
+        "reason": runner.redact(refusal),
+        "seconds": 0.0,
+        "began_ns": now_ns,
+        "ended_ns": now_ns,
+        "stolen_ticks": None,
+        "rows": [],
+    }
 
 
 def _sending(child: Child, rows: list[dict], token: str, topic: str) -> Iterator[dict]:

@@ -27,7 +27,7 @@ ENTRY = "rseqlab.lab.child"
 RECORDS = tuple(
     f"{ROOT}.{name}"
     for name in (
-        *("cli", "study", "progress", "doctor", "schemas", "errors"),
+        *("cli", "study", "progress", "doctor", "schemas", "errors", "paths"),
         *(f"lab.{one}" for one in ("runner", "bundle", "exchange", "fleet", "remote", "cluster", "stale")),
     )
 )

@@ -21,6 +21,7 @@ CORE_SOURCES = (
     "inspect.c",
     "cpu_id.c",
     "percpu.c",
+    "percpu_calls.c",
     "ops.c",
     "techniques.c",
     "abort.c",

@@ -251,16 +251,19 @@ static void add_spinning(pthread_spinlock_t *spinlock, intptr_t *value)
 /* In the place of an operation: a move between registers, and the compiler's barrier of the others. */
 static inline void move(uint64_t value)
 {
+	uint64_t other;
+
 #if defined(__x86_64__)
-	__asm__ volatile("movq %0, %0" : "+r"(value) : : "memory");
+	__asm__ volatile("movq %1, %0" : "=r"(other) : "r"(value) : "memory");
 #elif defined(__aarch64__)
-	__asm__ volatile("mov %0, %0" : "+r"(value) : : "memory");
+	__asm__ volatile("mov %0, %1" : "=r"(other) : "r"(value) : "memory");
 #else
-	__asm__ volatile("" : "+r"(value) : : "memory");
+	__asm__ volatile("" : "=r"(other) : "0"(value) : "memory");
 #endif
+	(void)other;
 }
 
-RL_TIMED static void nothing(struct rl_ops_thread *thread, uint64_t iterations)
+RL_TIMED static void count_nothing(struct rl_ops_thread *thread, uint64_t iterations)
 {
 	const uint64_t value = iterations;
 	uint64_t i;
@@ -720,7 +723,7 @@ static int prepare_nothing(struct rl_ops_data *data, enum rl_by by)
 
 /* What is called ...-again is the same source at another place: the A/A control, code layout included. */
 const struct rl_technique rl_techniques[] = {
-	{ "counter/nothing", 0, RL_BY_CPU_ID, prepare_slots, nothing, NULL, in_slots },
+	{ "counter/nothing", 0, RL_BY_CPU_ID, prepare_slots, count_nothing, NULL, in_slots },
 	{ "counter/thread-local", 0, RL_BY_CPU_ID, prepare_slots, count_in_thread, NULL, in_slots },
 	{ "counter/two-stores", 0, RL_BY_CPU_ID, prepare_slots, count_on_two_lines, NULL, in_slots },
 	{ "counter/rseq", 1, RL_BY_CPU_ID, prepare_slots, count_rseq, count_rseq_once, in_slots },

@@ -19,7 +19,7 @@ from rseqlab.study.claims import (
     linked_notebook,
 )
 from rseqlab.study.matrix import matrix_of
-from rseqlab.study.run import LOCAL, MIXED, NotMeasured, StudyRun
+from rseqlab.study.run import LOCAL, NotMeasured, StudyRun
 from rseqlab.study.tables import Sentences
 
 DEFINES = ("interpose-program", "interpose-library")
@@ -116,10 +116,10 @@ def _together(*parts: Callable[[], str], between: str = "; ") -> str:
     return " ".join([f"{said[0].upper()}{said[1:]}.", *(f"Not measured: {one}." for one in missing)])
 
 
-def _timed_where(run: StudyRun, experiment: str) -> str:
-    """On whose machine its times were taken, as far as a reader of several runs must know it."""
-    shipped = run.origin == MIXED and run.source(experiment).origin != LOCAL
-    return "timed on another machine (shipped rows)" if shipped else "timed on this machine"
+def _where(run: StudyRun, experiment: str) -> str:
+    """On whose machine its rows were measured, as far as a reader of the study must know it."""
+    shipped = run.sources and run.source(experiment).origin != LOCAL
+    return "on the machine of the shipped rows" if shipped else "on this machine"
 
 
 def _times(finding: Finding) -> str:
@@ -153,7 +153,7 @@ def may_it_grow(run: StudyRun) -> tuple[str, str]:
         sentence = (
             f"Whoever refers to it: {refers.label}. Whoever defines it: {bad} of {scenes} scenes break."
         )
-    return sentence, "executed scenes on this libc and loader"
+    return sentence, f"scenes executed {_where(run, 'option-skew')}"
 
 
 @_question("What does the pointer cost?", "30_options", "C13", "C13d", "C13x", "L40")
@@ -175,8 +175,8 @@ def what_does_the_pointer_cost(run: StudyRun) -> tuple[str, str]:
             f"{_times(_finding(run, 'L40'))} the pointer's time"
         )
 
-    where = _timed_where(run, "option-access-cost")
-    return _together(dereference, finding), f"{where}, instructions counted under an emulator"
+    where = _where(run, "option-access-cost")
+    return _together(dereference, finding), f"timed {where}, instructions counted under an emulator"
 
 
 @_question("What did offset and size cost, and what did they buy?", "30_options", "L43", "O04", "O09", "O10")
@@ -211,7 +211,7 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     def redefined() -> str:
         return redefinition.in_short(run)
 
-    return _together(cost, bought, redefined), f"{_timed_where(run, 'option-access-cost')}; executed scenes"
+    return _together(cost, bought, redefined), f"timed {_where(run, 'option-access-cost')}; executed scenes"
 
 
 @_question("Who uses rseq?", "50_usage", "T07a", "C48")
@@ -233,7 +233,7 @@ def what_do_others_pay(run: StudyRun) -> tuple[str, str]:
         registered = _finding(run, "C41")
         return f"Two registered threads hand over to each other in {_times(registered)} the time of two unregistered ones."
 
-    where = f"{_timed_where(run, 'context-switch-cost')}; instructions counted in guests"
+    where = f"timed {_where(run, 'context-switch-cost')}; instructions counted in guests"
     return _together(timed, lambda: kernels.in_short(run), between=". "), where
 
 

@@ -8,6 +8,9 @@ from rseqlab.study.tables import Table, _shows_missing
 SAME = ["arch", "compiler", "operation", "cpu_model"]
 """What two rows share that are compared: everything but whose section it is."""
 
+SAME_CYCLES = 0.01
+"""What a model's rounding of fractions of cycles over some hundred turns makes."""
+
 LIKE_FOR_LIKE = "ours-offset-loaded"
 """librseq loads the offset of the area each time, so ours is compared that loads it as well."""
 
@@ -59,6 +62,22 @@ def bounds(run: StudyRun) -> Table:
     )
 
 
+def _how_many(frame: pd.DataFrame, column: str) -> str:
+    number, name = frame[column].nunique(), {"compiler": "compiler", "cpu_model": "CPU"}[column]
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def alike(rows: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The CPUs that have the same bound in every row: the same ports, and for the newer ones perhaps not their own."""
+    wide = rows.pivot_table(
+        index=["arch", "compiler", "who", "operation"], columns="cpu_model", values="bound_cycles"
+    )
+    groups: dict[tuple, list[str]] = {}
+    for model in wide:
+        groups.setdefault(tuple(wide[model].dropna().round(3).items()), []).append(model)
+    return [tuple(models) for models in groups.values() if len(models) > 1]
+
+
 def bounds_in_a_sentence(run: StudyRun) -> str:
     """How far the operations are from their bounds, what bounds them, and how they stand to librseq's."""
     try:
@@ -70,11 +89,13 @@ def bounds_in_a_sentence(run: StudyRun) -> str:
         ["issue", "memory", "stores"], fill_value=0
     )
     said = (
-        f"Over {frame['compiler'].nunique()} compilers and {frame['cpu_model'].nunique()} modelled CPUs, half of the "
+        f"By {_how_many(frame, 'compiler')} and on {_how_many(frame, 'cpu_model')} that LLVM models, half of the "
         f"operations take at most {distance.median():.2f} times their bound, and none more than {distance.max():.2f} "
         f"times. The bound is how many instructions a CPU takes in a cycle for {share['issue']:.0f} % of them, its ways to "
         f"memory for {share['memory']:.0f} %, and the stores alone for {share['stores']:.0f} %."
     )
+    for models in alike(run.table("percpu-bound")):
+        said += f" {frame['models_of'].iloc[0]} gives {', '.join(models)} the same bounds: not each has ports of its own there."
     peer = frame.dropna(subset=["cycles_theirs"])
     if peer.empty:
         return f"{said} Not compared with librseq: its headers were not there."
@@ -82,5 +103,6 @@ def bounds_in_a_sentence(run: StudyRun) -> str:
     ratio = peer["cycles"] / peer["cycles_theirs"]
     return (
         f"{said} Of {len(peer)} comparisons with librseq's operations {more} execute more instructions than librseq, and "
-        f"{int((ratio > 1).sum())} take more modelled cycles (from {ratio.min():.2f} to {ratio.max():.2f} times)."
+        f"{int((ratio > 1 + SAME_CYCLES).sum())} take over {100 * SAME_CYCLES:g} % more modelled cycles (they take "
+        f"{ratio.min():.2f} to {ratio.max():.2f} times librseq's)."
     )

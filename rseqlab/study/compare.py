@@ -23,6 +23,7 @@ from rseqlab.options.matrix import NOT_MEASURED as NOT_PLAYED
 from rseqlab.study import kernels
 from rseqlab.study.claims import FAILS, HOLDS, NOT_MEASURED, Verdicts, judge
 from rseqlab.study.figures import BLUE, GREEN, ORANGE, PINK, SKY, STYLE, Figure, _finish
+from rseqlab.study.hardware import hardware
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.report import Identity
 from rseqlab.study.run import CHOSEN, NotMeasured, StudyRun
@@ -98,7 +99,9 @@ class Comparison:
 
     def machines(self) -> Table:
         """The facts of each machine; those that differ come first, and of many machines alone."""
-        facts = [_facts(run) for run in self.runs]
+        facts = [_facts(run) | hardware(run) for run in self.runs]
+        labels = list(dict.fromkeys(label for one in facts for label in one))
+        facts = [{label: one.get(label, "not recorded") for label in labels} for one in facts]
         if self.many:
             differ = [label for label in facts[0] if len({str(one[label]) for one in facts}) > 1]
             rows = [

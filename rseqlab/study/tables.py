@@ -14,6 +14,7 @@ from rseqlab.experiments.signal_storm import STORMS
 from rseqlab.lab import stats, verdict
 from rseqlab.study import citations, figures
 from rseqlab.study.claims import ABORTS, judge, linked, weaknesses
+from rseqlab.study.hardware import hardware
 from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.samples import MEASURES, alone, control, location, paired_ratio, samples
@@ -456,8 +457,9 @@ def weak_points(run: StudyRun) -> Table:
 
 
 def facts(run: StudyRun) -> Table:
-    """The machine that the run was measured on."""
-    return Table(pd.DataFrame(run.machine().items(), columns=["fact", "value"]), "The machine of this run")
+    """The machine that the run was measured on: what it is, then how it is set."""
+    rows = (run.machine() | hardware(run)).items()
+    return Table(pd.DataFrame(rows, columns=["fact", "value"]), "The machine of this run")
 
 
 def here() -> Table:
