@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 from runs import copy_of
@@ -24,6 +25,10 @@ class Rows:
     def __init__(self, **tables):
         self.tables = {name.replace("_", "-"): pd.DataFrame(rows) for name, rows in tables.items()}
         self.kept: dict = {}
+        self.bundle = SimpleNamespace(run={"experiments": {name: {"reason": None} for name in self.tables}})
+
+    def source(self, name):
+        return self
 
     def table(self, name):
         if name not in self.tables:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import runs
+from built_runs import in_builds
 
 from rseqlab.errors import UsageError
 from rseqlab.lab import bundle
@@ -17,9 +18,15 @@ COMMAND = [sys.executable, "-m", "rseqlab.cli", "report"]
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory):
-    """The shipped run as another machine would have measured it: reads of the area four times as slow, one scene else."""
-    folder = runs.copy_of(reference_runs()[-1], tmp_path_factory.mktemp("other") / "run")
+def here(tmp_path_factory):
+    """The shipped rows, as if they had been measured in several builds."""
+    return in_builds(tmp_path_factory.mktemp("here") / "run")
+
+
+@pytest.fixture(scope="module")
+def other(here, tmp_path_factory):
+    """The same as another machine would have measured it: libc's sched_getcpu() four times as slow."""
+    folder = runs.copy_of(here, tmp_path_factory.mktemp("other") / "run")
     lines = (folder / "cpu-id-read.csv").read_text().splitlines()
     place = {name: at for at, name in enumerate(lines[0].split(","))}
     changed = [lines[0]]
@@ -35,8 +42,8 @@ def other(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compared(other):
-    return Comparison(open_runs([reference_runs()[-1], other]))
+def compared(here, other):
+    return Comparison(open_runs([here, other]))
 
 
 def test_what_differs_is_counted_and_comes_first(compared):
@@ -50,10 +57,10 @@ def test_what_differs_is_counted_and_comes_first(compared):
     assert len(compared.options().frame) == 0
 
 
-def test_one_page_for_both(compared, other, tmp_path):
+def test_one_page_for_both(compared, here, other, tmp_path):
     arguments = [
         "--compare",
-        str(reference_runs()[-1]),
+        str(here),
         "--compare",
         str(other),
         "--out",
@@ -71,11 +78,11 @@ def test_one_page_for_both(compared, other, tmp_path):
 
 
 @pytest.mark.thorough
-def test_any_number_of_runs_stands_on_one_page(other, tmp_path):
-    """Seven: the shipped run, five of the same machine again, and the other machine."""
-    folders = [reference_runs()[-1], other]
+def test_any_number_of_runs_stands_on_one_page(here, other, tmp_path):
+    """Seven: a run, five of the same machine again, and the other machine."""
+    folders = [here, other]
     for number in range(5):
-        folder = runs.copy_of(reference_runs()[-1], tmp_path / f"again-{number}")
+        folder = runs.copy_of(here, tmp_path / f"again-{number}")
         record = json.loads((folder / "run.json").read_text())
         record["run_id"] += f"-{number}"
         (folder / "run.json").write_text(json.dumps(record))

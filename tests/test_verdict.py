@@ -366,3 +366,20 @@ def test_the_command_prints_what_was_judged(built):
     (judged,) = claims.judge(built, "C38b")
     assert (said["low"], said["high"]) == (judged.finding.effect.low, judged.finding.effect.high)
     assert said["verdict"] == judged.finding.verdict and said["builds"] == 8
+
+
+def test_a_build_of_one_undisturbed_thread_counts_with_its_least_times():
+    """Half of the batches are slowed down by others: the medians of pairs lose a difference of 5 %, least times do not."""
+    draw = np.random.default_rng(9)
+    builds = [build for build in range(8) for _ in range(4)]
+    above, below = (
+        time * np.exp(draw.normal(0, 0.001, 32)) * np.where(draw.random(32) < 0.4, draw.uniform(1, 3, 32), 1)
+        for time in (1.05, 1.0)
+    )
+    least = stats.ratio(above, below, range(32), builds, alone=True)
+    middle = stats.ratio(above, below, range(32), builds)
+    assert 1 < least.low <= 1.05 <= least.high < 1.2
+    assert middle.high - middle.low > 3 * (least.high - least.low)
+    assert stats.difference(above, below, range(32), builds, alone=True).median == pytest.approx(
+        0.05, abs=0.01
+    )

@@ -60,7 +60,7 @@ class _Pair:
     def words(self) -> str:
         effect, shown = self.judged.effect, self.judged.verdict
         told = f" {verdict.NEITHER.capitalize()}." if shown == verdict.NEITHER else self.judged.note
-        return f"{verdict.number(effect.median)} times, pair by pair {verdict.words(effect)}.{told}"
+        return f"{verdict.number(effect.median)} times, build by build {verdict.words(effect)}.{told}"
 
 
 def cost(criterion: str, scheme: Scheme, rows: Rows) -> Cost:
@@ -71,18 +71,27 @@ def cost(criterion: str, scheme: Scheme, rows: Rows) -> Cost:
 
 
 def _paired(
-    rows: Rows, value: str, top: Mapping, bottom: Mapping, control: tuple[Mapping, Mapping]
+    rows: Rows,
+    value: str,
+    top: Mapping,
+    bottom: Mapping,
+    control: tuple[Mapping, Mapping],
+    alone: bool = False,
 ) -> _Pair | None:
-    """The builds, processes and rounds that have both; None where there are none. ``control``: the A/A control's ways."""
+    """The builds, processes and rounds that have both; None where there are none.
+
+    ``control``: the A/A control's ways; ``alone``: as :func:`rseqlab.lab.stats.ratio` has it.
+    """
 
     def chosen(wanted: Mapping) -> dict[tuple, float]:
         return {_place(row): row[value] for row in _with(rows, wanted) if row[value]}
 
     above, below = chosen(top), chosen(bottom)
-    effect = _ratio(above, below)
+    effect = _ratio(above, below, alone)
     if effect is None:
         return None
-    judged = verdict.side(effect, _ratio(*map(chosen, control)))
+    again, first = map(chosen, control)
+    judged = verdict.side(effect, _ratio(again, first, alone))
     return _Pair(_location(above), _location(below), judged)
 
 
@@ -92,7 +101,7 @@ def _place(row: Mapping) -> tuple[Hashable, Hashable, int]:
     return build, row["part"] if process is None else (build, process), row["round"]
 
 
-def _ratio(above: Mapping[tuple, float], below: Mapping[tuple, float]) -> Interval | None:
+def _ratio(above: Mapping[tuple, float], below: Mapping[tuple, float], alone: bool) -> Interval | None:
     both = [place for place in above if place in below]
     if not both:
         return None
@@ -101,6 +110,7 @@ def _ratio(above: Mapping[tuple, float], below: Mapping[tuple, float]) -> Interv
         [below[place] for place in both],
         [place[1] for place in both],
         [place[0] for place in both],
+        alone=alone,
     )
 
 
@@ -140,6 +150,7 @@ def _access(scheme: Scheme, rows: Rows) -> Cost:
         {"access": mine_label} | dependent,
         {"access": plain_label} | dependent,
         (again, first),
+        alone=True,
     )
     if found is None:
         return Cost(None, "the run has no pair of batches for it")

@@ -27,6 +27,7 @@ from rseqlab.study.reading import NOTHING, Reading, WatchedRun, plain, reading
 from rseqlab.study.run import NotMeasured, StudyRun
 from rseqlab.study.samples import (
     MEASURES,
+    alone,
     control,
     control_difference,
     location,
@@ -307,7 +308,8 @@ def _compare(
 ) -> Compared:
     above, below = ways.split("|")
     effect = paired_ratio(
-        *(samples(run, claim.experiment, name, condition, start) for name in (above, below))
+        *(samples(run, claim.experiment, name, condition, start) for name in (above, below)),
+        alone=alone(claim.experiment, condition),
     )
     judged = verdict.judge(effect, control(run, claim.experiment, condition, start), allowed)
     if below == MEASURES[claim.experiment].empty:
@@ -349,7 +351,7 @@ def _starts(run: StudyRun, claim: Claim, way: str, condition: str, over: str, al
     """One way in processes that libc registered and that it did not, run in turns; ``over`` is the numerator's start."""
     found = {start: samples(run, claim.experiment, way, condition, start) for start in ("libc", "none")}
     under = "none" if over == "libc" else "libc"
-    effect = paired_ratio(found[over], found[under])
+    effect = paired_ratio(found[over], found[under], alone=alone(claim.experiment, condition))
     judged = verdict.judge(effect, control(run, claim.experiment, condition, "libc"), allowed)
     times = {start: location(values).median for start, values in found.items()}
     return Compared(
@@ -378,7 +380,10 @@ def adds_at_most(run, claim, ways, condition, start):
     """What the first way costs more than the second, as a share of one rseq increment on one thread."""
     costs = [samples(run, claim.experiment, name, condition, start) for name in ways.split("|")]
     counted = location(samples(run, "percpu-counter", "rseq", "1", "libc")).median
-    added, itself = paired_difference(*costs), control_difference(run, claim.experiment, condition, start)
+    added, itself = (
+        paired_difference(*costs, alone=alone(claim.experiment, condition)),
+        control_difference(run, claim.experiment, condition, start),
+    )
     judged = verdict.judge(
         stats.scaled(added, 1 / counted),
         itself and stats.scaled(itself, 1 / counted),

@@ -61,12 +61,12 @@ def ratios(run: StudyRun) -> pd.DataFrame:
         }
         if not {"ours", "ours-again", "theirs"} <= set(series):
             continue
-        control = paired_ratio(series["ours-again"], series["ours"])
+        control = paired_ratio(series["ours-again"], series["ours"], alone=True)
         for who in ("ours", "ours-offset-loaded"):
             if who not in series:
                 continue
             judged = verdict.judge(
-                paired_ratio(series[who], series["theirs"]), control, verdict.Allowed(high=LIMIT)
+                paired_ratio(series[who], series["theirs"], alone=True), control, verdict.Allowed(high=LIMIT)
             )
             found.append(
                 {

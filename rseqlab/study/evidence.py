@@ -36,7 +36,7 @@ from rseqlab.study.claims import (
 from rseqlab.study.kernel_counts import added
 from rseqlab.study.matrix import matrix_of
 from rseqlab.study.run import NotMeasured, StudyRun, count
-from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
+from rseqlab.study.samples import MEASURES, alone, control, location, paired_ratio, samples
 
 COLUMNS = 75
 SUBJECT = "[RFC] rseq: what each way to extend struct rseq does, measured"
@@ -187,7 +187,11 @@ def _timed(run: StudyRun, experiment: str, title: str, condition: str | None, st
     for way in chosen.groupby(measure.way)[measure.value].median().sort_values().index:
         values = samples(run, experiment, way, condition, start)
         ratio = verdict.widened(
-            paired_ratio(values, samples(run, experiment, first, condition, start)),
+            paired_ratio(
+                values,
+                samples(run, experiment, first, condition, start),
+                alone=alone(experiment, condition),
+            ),
             control(run, experiment, condition, start),
         )
         rows.append(
@@ -200,7 +204,7 @@ def _timed(run: StudyRun, experiment: str, title: str, condition: str | None, st
             )
         )
     return [
-        paragraph(f"{title} (ratios are taken round by round: two medians need not divide to them):"),
+        paragraph(f"{title} (ratios are taken within a build: two times need not divide to them):"),
         columns(("", "median", f"x {first}"[:24], "95 %", "pairs"), rows),
         _command(run, experiment),
     ]

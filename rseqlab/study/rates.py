@@ -15,6 +15,7 @@ from rseqlab.lab import stats, verdict
 from rseqlab.lab.verdict import MIN_BUILDS
 from rseqlab.study.levels import LEVELS
 from rseqlab.study.run import NotMeasured, StudyRun
+from rseqlab.study.sentences import Sentences
 
 EXPERIMENT = "null-repeats"
 CHAIN, LONGER = "chain", "chain-plus-one"
@@ -168,4 +169,13 @@ def _ratio(rows: pd.DataFrame, above: tuple[str, int], below: tuple[str, int]) -
     found = both.index.get_level_values("build").to_numpy()
     processes = list(zip(found.tolist(), both.index.get_level_values("process").tolist(), strict=True))
     numerators, denominators = (np.asarray(both[name], dtype=float) for name in (above, below))
-    return stats.ratio(numerators, denominators, processes, found.tolist())
+    return stats.ratio(numerators, denominators, processes, found.tolist(), alone=True)
+
+
+def show(run: StudyRun) -> Sentences | NotMeasured:
+    """Both rates as sentences, for a notebook and the evidence."""
+    try:
+        found = rates(run)
+    except NotMeasured as missing:
+        return missing
+    return Sentences((found.alike_sentence(), found.different_sentence()))

@@ -26,14 +26,21 @@ class Measure:
     """Where ``value`` is CPU time: the column of wall time, in which waiting shows."""
     empty: str | None = None
     """The way that does nothing: the loop alone."""
+    alone: tuple[str, ...] = ()
+    """The conditions under which one pinned thread works and waits for nobody; ``*``: all of them."""
 
 
 MEASURES = {
     "cpu-id-read": Measure(
-        "reader", "order", "ns_per_read", ("libc-offset-again", "libc-offset"), empty="nothing"
+        "reader", "order", "ns_per_read", ("libc-offset-again", "libc-offset"), empty="nothing", alone=("*",)
     ),
     "percpu-counter": Measure(
-        "technique", "threads", "cpu_ns_per_increment", ("rseq-again", "rseq"), "elapsed_ns_per_increment"
+        "technique",
+        "threads",
+        "cpu_ns_per_increment",
+        ("rseq-again", "rseq"),
+        "elapsed_ns_per_increment",
+        alone=("1",),
     ),
     "option-access-cost": Measure(
         "access",
@@ -41,6 +48,7 @@ MEASURES = {
         "ns_per_read",
         CONTROLS["option-access-cost"],
         empty="nothing",
+        alone=("throughput", "dependent", "fenced"),
     ),
     "registration-cost": Measure("way", "turn", "ns_per_turn", CONTROLS["registration-cost"]),
     "context-switch-cost": Measure("pair", "between", "ns_per_round_trip", CONTROLS["context-switch-cost"]),
@@ -51,6 +59,7 @@ MEASURES = {
         ("counter/rseq-again", "counter/rseq"),
         "elapsed_ns_per_operation",
         empty="counter/nothing",
+        alone=("1",),
     ),
     "mm-cid": Measure("way", "load", "cpu_ns_per_operation", ("cpu_id-again", "cpu_id")),
     "false-sharing": Measure(
@@ -115,27 +124,34 @@ def pairs(above: pd.Series, below: pd.Series) -> tuple[np.ndarray, np.ndarray, p
     return above.loc[both].to_numpy(), below.loc[both].to_numpy(), both
 
 
-def paired_ratio(numerator: pd.Series, denominator: pd.Series) -> Interval:
+def alone(experiment: str, condition: str) -> bool:
+    """Whether one pinned thread works there and waits for nobody, so that others can only slow it down."""
+    conditions = MEASURES[experiment].alone
+    return condition in conditions or "*" in conditions
+
+
+def paired_ratio(numerator: pd.Series, denominator: pd.Series, *, alone: bool = False) -> Interval:
     """The ratio's interval over the builds, processes and rounds that both have; not widened. Raises NotMeasured."""
     above, below, both = pairs(numerator, denominator)
     if not len(both):
         raise NotMeasured("no build, process and round has both")
-    return stats.ratio(above, below, *origins(both))
+    return stats.ratio(above, below, *origins(both), alone=alone)
 
 
-def paired_difference(more: pd.Series, less: pd.Series) -> Interval:
+def paired_difference(more: pd.Series, less: pd.Series, *, alone: bool = False) -> Interval:
     """The difference's interval over the builds, processes and rounds that both have; not widened. Raises NotMeasured."""
     above, below, both = pairs(more.dropna(), less.dropna())
     if not len(both):
         raise NotMeasured("no build, process and round has both")
-    return stats.interval(above - below, *origins(both))
+    return stats.difference(above, below, *origins(both), alone=alone)
 
 
 def control(run: StudyRun, experiment: str, condition: str, start: str) -> Interval | None:
     """The A/A control's ratio under a condition; None where the run has none."""
     again, first = MEASURES[experiment].null
     try:
-        return paired_ratio(*(samples(run, experiment, way, condition, start) for way in (again, first)))
+        found = (samples(run, experiment, way, condition, start) for way in (again, first))
+        return paired_ratio(*found, alone=alone(experiment, condition))
     except NotMeasured:
         return None
 
@@ -144,7 +160,8 @@ def control_difference(run: StudyRun, experiment: str, condition: str, start: st
     """The same as a difference."""
     again, first = MEASURES[experiment].null
     try:
-        return paired_difference(*(samples(run, experiment, way, condition, start) for way in (again, first)))
+        found = (samples(run, experiment, way, condition, start) for way in (again, first))
+        return paired_difference(*found, alone=alone(experiment, condition))
     except NotMeasured:
         return None
 
@@ -167,7 +184,8 @@ def slow_empty_loop(run: StudyRun, experiment: str, condition: str, start: str) 
         if way == measure.empty:
             continue
         try:
-            ratio = paired_ratio(samples(run, experiment, way, condition, start), empty)
+            full = samples(run, experiment, way, condition, start)
+            ratio = paired_ratio(full, empty, alone=alone(experiment, condition))
         except NotMeasured:
             continue
         if ratio.high < 1:

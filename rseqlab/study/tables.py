@@ -17,7 +17,8 @@ from rseqlab.study.claims import ABORTS, judge, linked, weaknesses
 from rseqlab.study.hardware import hardware
 from rseqlab.study.levels import levels
 from rseqlab.study.run import NotMeasured, StudyRun
-from rseqlab.study.samples import MEASURES, control, location, paired_ratio, samples
+from rseqlab.study.samples import MEASURES, alone, control, location, paired_ratio, samples
+from rseqlab.study.sentences import Sentences as Sentences
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,6 @@ class Cited(Table):
             shown[name] = shown[name].map(citations.linked if "source" in name else html.escape)
         text = shown.to_html(classes="rl-table rl-cited", border=0, index=False, escape=False, justify="left")
         return text.replace("<thead>", f"<caption>{html.escape(self.caption)}</caption><thead>", 1)
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Prose whose numbers are computed, one sentence below the other."""
-
-    lines: tuple[str, ...]
-
-    def __repr__(self) -> str:
-        return "\n".join(self.lines)
-
-    def _repr_html_(self) -> str:
-        return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.lines)}</ul>"
 
 
 def _shows_missing(function):
@@ -178,7 +166,9 @@ def size_checks(run: StudyRun) -> Table:
             except NotMeasured:
                 continue
             itself = control(run, "option-access-cost", order, "none")
-            effect = verdict.widened(paired_ratio(checked, plain), itself)
+            effect = verdict.widened(
+                paired_ratio(checked, plain, alone=alone("option-access-cost", order)), itself
+            )
             found.append(
                 {
                     "order": order,
@@ -200,7 +190,7 @@ def size_checks(run: StudyRun) -> Table:
 
 
 WIDENED = "Intervals are 95 %, widened by the A/A control."
-PAIRWISE = "Ratios are taken within a build, process and round, so two printed times need not divide to them."
+PAIRWISE = "Ratios are taken within each build, so two printed times need not divide to them."
 
 
 @_shows_missing
