@@ -61,7 +61,7 @@ LAYOUTS = (
 """``none again`` is the null: no area, once more. ``private`` is two libraries with an area each,
 ``version-symbol`` the old object beside the new one."""
 
-PROFILE = {"quick": {"processes": 5, "rounds": 1}, "full": {"processes": 10, "rounds": 3}}
+PROFILE = {"quick": {"processes": 8, "rounds": 1}, "full": {"processes": 10, "rounds": 3}}
 
 _SOURCE = PACKAGE / "experiments" / "c" / "thread_memory.c"
 
