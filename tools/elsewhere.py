@@ -39,6 +39,8 @@ NEEDED_BYTES = 4 * 1024**3
 """A root with the locked packages, and a study, takes about 2 GB; the base and a margin come on top."""
 CHECKOUT = "rseqlab"
 USER_ID = 1000
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a process to end."""
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FILE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO")
 PASSED_ON = re.compile(
@@ -163,7 +165,7 @@ def mounted_below(folder: Path) -> list[str]:
 
 def clean_up(root: Path) -> int:
     """The janitor: wait until standard input is closed, then remove the root unless it was told to keep it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.read().strip() == "keep":
         return 0
@@ -194,6 +196,8 @@ def root_for_one_use(base: Path, suite: str, keep: bool) -> Iterator[Path]:
         run(["tar", "--extract", "--file", base, "--directory", root], f"{base} could not be unpacked")
         yield root
     finally:
+        for number in ENDINGS:  # a second one must not leave while the janitor is at work
+            signal.signal(number, signal.SIG_IGN)
         if keep:
             janitor.stdin.write("keep")
             say(f"Kept: {root} (remove it with rm -r; nothing is mounted in it)")
@@ -510,7 +514,7 @@ def main(arguments: list[str]) -> int:
     def interrupted(number, frame):
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDINGS:
         signal.signal(number, interrupted)
     try:
         summary = elsewhere(options)
