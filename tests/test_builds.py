@@ -314,3 +314,12 @@ def test_each_timed_experiment_plans_enough_builds_for_a_verdict():
                 assert {one["process"] for one in some} == {0, 1}
             assert len({part.id for part in parts}) == len(parts)
             assert experiment.prepare is not None
+
+
+def test_a_library_with_sections_stays_mapped_after_it_is_closed():
+    """The kernel follows rseq_cs at the next preemption: where the descriptor is gone, the thread gets SIGSEGV."""
+    ffi, lib = builds.load(builds.COPIES, 1, (builds.NATIVE / "copies.cdef.h").read_text())
+    ffi.dlclose(lib)
+    builds._opened.cache_clear()  # nobody may be given the closed one
+    path = str(builds.make(builds.COPIES, 1))
+    assert path in Path("/proc/self/maps").read_text()

@@ -328,7 +328,9 @@ def _opened(path: Path, cdef: str):
 
     ffi = FFI()
     ffi.cdef(cdef)
-    return ffi, ffi.dlopen(str(path))
+    # Never unmapped, also not as Python ends: the thread's rseq_cs may still point to a descriptor in this library,
+    # and the kernel ends a thread with SIGSEGV where it finds no descriptor there at the next preemption.
+    return ffi, ffi.dlopen(str(path), ffi.RTLD_NOW | ffi.RTLD_NODELETE)
 
 
 def load(library: Library, number: int, cdef: str):
