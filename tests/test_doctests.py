@@ -36,7 +36,7 @@ def test_the_reference_is_made_of_docstrings(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "rseqlab" / "lab" / "stats.html").read_text()
-    assert "whole processes are drawn" in page and "&gt;&gt;&gt;" in page
+    assert "no independent evidence" in page and "&gt;&gt;&gt;" in page
     rooms = {
         module.name for module in pkgutil.iter_modules(rseqlab.__path__) if not module.name.startswith("_")
     }

@@ -252,6 +252,12 @@ OPTIONAL = (
         "a browser", ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"), ("chromium",)
     ),
     Tool("what applies patches", ("patch",), ("patch",)),
+    # What a kernel's build needs (rseqlab/vm/own_kernel.py):
+    Tool("a maker of scanners", ("flex",), ("flex",)),
+    Tool("a maker of parsers", ("bison",), ("bison",)),
+    Tool("a calculator", ("bc",), ("bc",)),
+    Tool("headers of libelf", ("/usr/include/libelf.h",), ("libelf-dev",)),
+    Tool("headers of OpenSSL", ("/usr/share/doc/libssl-dev",), ("libssl-dev",)),
     Tool("a maker of Debian roots", ("mmdebstrap",), ("mmdebstrap",)),
     Tool("git send-email", ("/usr/lib/git-core/git-send-email",), ("git-email",)),
     Tool(
