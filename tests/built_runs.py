@@ -15,7 +15,7 @@ from rseqlab.paths import project_root
 from rseqlab.study.run import NotMeasured
 
 BUILDS = 8
-SHIPPED = project_root() / "data" / "reference" / "x86_64-amd-epyc-2cpu-linux-6.18.zip"
+SHIPPED = project_root() / "data" / "reference" / "x86_64-zen5-turin-linux-6.18.zip"
 """Measured before there were builds."""
 
 

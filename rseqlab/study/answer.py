@@ -112,6 +112,8 @@ def _together(*parts: Callable[[], str], between: str = "; ") -> str:
             missing.append(reason.args[0].rstrip("."))
     if not told:
         raise NotMeasured(f"{'; '.join(dict.fromkeys(missing))}.")
+    if between.startswith("."):
+        told = [f"{one[0].upper()}{one[1:]}" for one in told]
     said = between.join(told)
     return " ".join([f"{said[0].upper()}{said[1:]}.", *(f"Not measured: {one}." for one in missing)])
 
@@ -211,7 +213,9 @@ def what_did_offset_and_size_buy(run: StudyRun) -> tuple[str, str]:
     def redefined() -> str:
         return redefinition.in_short(run)
 
-    return _together(cost, bought, redefined), f"timed {_where(run, 'option-access-cost')}; executed scenes"
+    return _together(
+        cost, bought, redefined, between=". "
+    ), f"timed {_where(run, 'option-access-cost')}; executed scenes"
 
 
 @_question("Who uses rseq?", "50_usage", "T07a", "C48")

@@ -7,6 +7,7 @@ them finds anything is unexplained, whatever else differs: a compiler or a code 
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -364,11 +365,23 @@ def _names(runs: Sequence[StudyRun]) -> list[str]:
 
 
 def world(run: StudyRun) -> tuple[str, str, str, str]:
-    """(distribution, libc, compiler, CPU) of a run's machine."""
+    """(distribution, libc, compiler of the timed loops, CPU) of a run's machine."""
     facts = run.facts
-    known = (facts.get("distribution"), facts.get("libc"), facts.get("native_compiler"), cpu_title(facts))
-    distribution, libc, compiler, cpu = (str(fact) if fact else "unknown" for fact in known)
-    return distribution, libc, compiler, cpu
+    known = (facts.get("distribution"), facts.get("libc"), compiler(run), cpu_title(facts))
+    distribution, libc, built_by, cpu = (str(fact) if fact else "unknown" for fact in known)
+    return distribution, libc, built_by, cpu
+
+
+VERSION = re.compile(r"(?<=version )\d+(\.\d+)+|(?<=\) )\d+(\.\d+)+")
+
+
+def compiler(run: StudyRun) -> str | None:
+    """What compiled the timed loops: of the run's builds where it has any, else of the installed extension."""
+    for build in run.bundle.run["builds"].values():
+        line = str(build["compiler"])
+        found = VERSION.search(line)
+        return f"{'clang' if 'clang' in line else 'gcc'} {found[0]}" if found else line
+    return run.facts.get("native_compiler")
 
 
 def _causes(claim: Claim, found: Sequence[tuple[str, StudyRun]]) -> str:
