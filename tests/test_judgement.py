@@ -16,6 +16,7 @@ from rseqlab.study import citations, claims, figures, tables
 from rseqlab.study.claims import FAILS, HOLDS, INCONCLUSIVE, NOT_MEASURED, RULES, VERDICTS
 from rseqlab.study.reading import MOST_ROWS, WatchedRun
 from rseqlab.study.run import CHOSEN, SHIPPED, NotMeasured, StudyRun, open_run, reference_runs
+from rseqlab.study.samples import location
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_the_rows_of_a_ratio_are_those_of_its_two_ways_and_of_the_null(run, judg
     assert [line[0] for line in rows.lines] == [*ways, "libc-offset-again"]
     for line, expected in zip(rows.lines, values, strict=False):
         assert int(line[1]) == len(expected) and float(line[2].split()[0]) == pytest.approx(
-            expected.median(), rel=0.01
+            location(expected).median, rel=0.01
         )
     assert rows.where == {"order": "throughput", "start": "libc"}
 
