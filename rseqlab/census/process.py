@@ -131,14 +131,14 @@ def _thread(pid: int, tid: int, refused: Counter, stragglers: set[int]) -> dict 
     """What the kernel says of one thread; None where it was not asked, and then the reason is counted."""
     ffi, lib = native.core()
     place = f"{pid}/task/{tid}"
+    state, call = "", []
     try:
-        state = _stat(place).state
+        state = _stat(place).state  # everybody may read it, the call only who may trace the thread
         call = Path(f"/proc/{place}/syscall").read_bytes().split()
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             refused["gone"] += 1
             return None
-        state, call = "", []
     if state in ("D", "Z", "X"):
         refused[
             "uninterruptible sleep" if state == "D" else "ended, but not yet collected by its parent"
