@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import rseqlab
 from rseqlab.lab.experiment import Experiment
+from rseqlab.paths import PACKAGE
 
-PACKAGE = Path(rseqlab.__file__).resolve().parent
 ROOT = "rseqlab"
 
 ENTRY = "rseqlab.lab.child"
